@@ -1,0 +1,121 @@
+"""Acronyms: `<|endoftext|>The Chief Executive Officer (CE` is followed by `O`.
+
+Each word is two tokens, the first being its capital with a space, so that the letters stand at the same positions in
+every prompt (García-Carrasco et al., arXiv 2405.04156). Letters that a tokenizer merges, such as "CE", never occur:
+the text of every prompt, also with its answer, reads back as the same tokens.
+"""
+
+from __future__ import annotations
+
+import string
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+from exporter.errors import InputError
+from exporter.tasks.task import (
+    Piece,
+    Prompt,
+    SplitSizes,
+    TaskData,
+    Template,
+    Tokenizer,
+    build_sets,
+    encode_text,
+    read_pieces,
+    read_words,
+    require_words,
+)
+
+NAME = "acronym"
+WORDING = "The {word1} {word2} {word3} ({letter1}{letter2}"
+UNSEEN_WORDING = "That {word1} {word2} {word3} [{letter1}{letter2}"  # as many tokens as WORDING
+FEWEST_WORDS = 100
+FEWEST_TRIPLES = 50
+
+
+def build(tokenizer: Tokenizer, *, seed: int, sizes: SplitSizes) -> TaskData:
+    """The sets of this task; out of distribution stand other words and another wording with other brackets."""
+    words, unseen = _read_space_words(tokenizer, "acronym"), _read_space_words(tokenizer, "acronym_ood")
+    return build_sets(
+        tokenizer,
+        NAME,
+        _Acronyms(tokenizer, words, WORDING),
+        {
+            "template": _Acronyms(tokenizer, words, UNSEEN_WORDING),
+            "words": _Acronyms(tokenizer, unseen, WORDING),
+        },
+        seed=seed,
+        sizes=sizes,
+        parameters={"wording": WORDING},
+    )
+
+
+def _read_space_words(tokenizer: Tokenizer, name: str) -> dict[str, list[Piece]]:
+    """Words by capital: two tokens, the first being space and capital."""
+    capitals = {
+        ids: letter for letter in string.ascii_uppercase if len(ids := encode_text(tokenizer, f" {letter}")) == 1
+    }
+    known = [word.capitalize() for word in read_words(name)]
+    words: dict[str, list[Piece]] = {}
+    for piece in read_pieces(tokenizer, known, tokens=2):
+        if capitals.get(piece.ids[:1]) == piece.text[1]:
+            words.setdefault(piece.text[1], []).append(piece)
+    found = sum(len(pieces) for pieces in words.values())
+    require_words(NAME, "words", found, FEWEST_WORDS, len(known))
+    return words
+
+
+class _Acronyms:
+    """Prompts of one wording, in strata by answer, so that the rarer letters are asked for as often."""
+
+    def __init__(self, tokenizer: Tokenizer, words: dict[str, list[Piece]], wording: str) -> None:
+        self._words, self._template = words, Template(tokenizer, wording)
+        lead = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        if lead is None:
+            raise InputError(f"this tokenizer has no end-of-text token, which the task {NAME!r} puts first")
+        self._lead = int(lead)
+        bracket = wording[wording.index("{letter1}") - 1]
+        self._letters = {
+            letter: Piece(letter, ids) for letter in sorted(words) if len(ids := encode_text(tokenizer, letter)) == 1
+        }
+        self._triples = self._find_triples(tokenizer, bracket)
+        self._ends = [list(accumulate(self._count_words(triple) for triple in group)) for group in self._triples]
+
+    @property
+    def capacities(self) -> Sequence[int]:
+        return [ends[-1] for ends in self._ends]
+
+    def prompt(self, stratum: int, index: int) -> Prompt:
+        position = bisect_right(self._ends[stratum], index)
+        triple = self._triples[stratum][position]
+        rest = self._ends[stratum][position] - 1 - index
+        pieces = {}
+        for place, letter in enumerate(triple, start=1):
+            rest, choice = divmod(rest, len(self._words[letter]))
+            pieces[f"word{place}"] = self._words[letter][choice]
+            pieces[f"letter{place}"] = self._letters[letter]
+        filled = self._template.fill(pieces)
+        return Prompt(filled.text, (self._lead, *filled.ids), pieces["letter3"].ids, lead=1)
+
+    def _count_words(self, triple: str) -> int:
+        first, second, third = (len(self._words[letter]) for letter in triple)
+        return first * second * third
+
+    def _find_triples(self, tokenizer: Tokenizer, bracket: str) -> list[list[str]]:
+        """Letters that stay apart behind the bracket, grouped by the third."""
+        start = encode_text(tokenizer, f" {bracket}")
+
+        def apart(letters: str) -> bool:
+            ids = start + tuple(self._letters[letter].ids[0] for letter in letters)
+            return encode_text(tokenizer, f" {bracket}{letters}") == ids
+
+        pairs = [a + b for a in self._letters for b in self._letters if apart(a + b)]
+        groups = [[pair + c for pair in pairs if apart(pair + c)] for c in self._letters]
+        found = sum(len(group) for group in groups)
+        if found < FEWEST_TRIPLES:
+            raise InputError(
+                f"this tokenizer cannot express the task {NAME!r}: {found} acronyms stay three tokens, "
+                f"{FEWEST_TRIPLES} are needed; use a model with GPT-2's tokenizer"
+            )
+        return [group for group in groups if group]
