@@ -1,0 +1,75 @@
+# Needs Python >= 3.11 and make, nothing else. `make demo` and `make test` set up what they need; a
+# second run installs nothing again. PYTHON chooses the interpreter: `make test PYTHON=python3.12`.
+
+PYTHON ?= python3
+TASK ?= acronym
+MODEL ?= bundled
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+SOURCES := pyproject.toml
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-optimum lint format bench wheel-test clean check-python
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "make: '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -1); Python 3.11 or newer is needed:" >&2; \
+	  echo "make: install it, or name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+
+# Each environment has a stamp for what it holds. The package is installed in place (-e).
+.venv/.installed: $(SOURCES) constraints.txt | check-python
+	$(PYTHON) -m venv .venv
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu]'
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,test]'
+	@touch $@
+
+.venv-optimum/.installed: $(SOURCES) constraints-optimum.txt | check-python
+	$(PYTHON) -m venv .venv-optimum
+	.venv-optimum/bin/python $(PIP_INSTALL) -c constraints-optimum.txt -e '.[cpu,optimum,test]'
+	@touch $@
+
+demo: .venv/.installed  ## Set up, run the main job on one task, print its result (TASK=, MODEL=)
+	@mkdir -p demo
+	.venv/bin/export-circuit --task $(TASK) --model $(MODEL) --out demo/model.onnx --force
+
+test: .venv/.installed-test  ## Set up, run the whole suite (PYTEST_ARGS="-m 'not slow'")
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+test-optimum: .venv-optimum/.installed  ## The whole suite with Optimum's versions, in an environment of its own
+	.venv-optimum/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv/.installed-test  ## ruff and mypy --strict
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/.installed-test  ## Let ruff mend what it can
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+bench: .venv/.installed-test  ## Run the benchmarks (BENCH_ARGS="--benchmark-json=out.json")
+	.venv/bin/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
+
+# The wheel must do its job alone: a new environment, an empty folder, nothing of this tree in reach.
+wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone, run it in an empty folder
+	rm -rf build/wheel-test && mkdir -p build/wheel-test/empty
+	$(PYTHON) -m venv build/wheel-test/venv
+	build/wheel-test/venv/bin/python $(PIP_INSTALL:install=wheel) --no-deps --wheel-dir build/wheel-test .
+	build/wheel-test/venv/bin/python $(PIP_INSTALL) -c constraints.txt \
+	  "$$(ls build/wheel-test/export_circuit-*.whl)[cpu]"
+	cd build/wheel-test/empty && ../venv/bin/export-circuit --task acronym --model bundled --out model.onnx
+	cd build/wheel-test/empty && ../venv/bin/export-circuit inspect model.onnx && test -s model.json
+	rm -rf build/wheel-test
+
+clean:  ## Remove environments, caches and outputs
+	rm -rf .venv .venv-optimum build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
