@@ -1,0 +1,66 @@
+"""What a removed component is replaced by: its mean over the patching set, or zero.
+
+Means are taken on the dense model, once, and never updated. A head's contribution is linear in its
+z, so the mean of z carries the whole head: mean(z @ W_O) = mean(z) @ W_O.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.circuit import Ablation, Circuit, Mean
+from exporter.circuit_model import Attention, CircuitModel
+from exporter.dataset import Dataset
+
+CHUNK = 64  # prompts a forward pass takes at once, here and in every later stage but the search
+
+
+@dataclass(frozen=True, eq=False)
+class Replacements:
+    """The z or output that stands in for a removed component, by layer, in float64.
+
+    z[layer]: (pos, head, d_head). mlp[layer]: (pos, d_model). pos is 1 where the replacement is the
+    same at every position.
+    """
+
+    z: tuple[Tensor, ...]
+    mlp: tuple[Tensor, ...]
+
+
+def compute_replacements(dense: CircuitModel, patching: Dataset, *, ablation: Ablation, mean: Mean) -> Replacements:
+    """Replacements for every component of a dense model, over the patching set.
+
+    `mean="position"` keeps positions apart; `"global"` averages over prompts and positions together.
+    Zero ablation needs no data, and has one position whatever `mean` says.
+    """
+    z: dict[int, Tensor] = {}
+    mlp: dict[int, Tensor] = {}
+    with torch.inference_mode():
+        for input_ids in patching.input_ids.split(CHUNK):
+            x = dense.embed(input_ids)
+            for step in dense.steps:
+                for sublayer in step.sublayers:
+                    record, seen = (z, sublayer.z(x)) if isinstance(sublayer, Attention) else (mlp, sublayer(x))
+                    total = seen.double().sum(dim=0)  # (pos, ...)
+                    record[sublayer.layer] = record.get(sublayer.layer, 0) + total
+                x = step(x)
+    return Replacements(
+        z=tuple(_reduce(z[layer], len(patching), ablation, mean) for layer in sorted(z)),
+        mlp=tuple(_reduce(mlp[layer], len(patching), ablation, mean) for layer in sorted(mlp)),
+    )
+
+
+def compute_circuit_replacements(dense: CircuitModel, patching: Dataset, circuit: Circuit) -> Replacements:
+    """The replacements that a circuit was found with."""
+    return compute_replacements(dense, patching, ablation=circuit.ablation, mean=circuit.mean)
+
+
+def _reduce(total: Tensor, n_prompts: int, ablation: Ablation, mean: Mean) -> Tensor:
+    """Sums over prompts, (pos, ...), to replacements, (pos or 1, ...)."""
+    if ablation == "zero":
+        return torch.zeros_like(total[:1])
+    average = total / n_prompts
+    return average if mean == "position" else average.mean(dim=0, keepdim=True)
