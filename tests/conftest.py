@@ -1,0 +1,56 @@
+"""What every test stands on: no network, no hub cache of the developer's, few threads, fixed examples."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+# Before any import of the hub client, which reads these once.
+_HF_HOME = tempfile.TemporaryDirectory(prefix="export-circuit-tests-")
+for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE", "HF_ENDPOINT", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+os.environ.update(HF_HOME=_HF_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from exporter.loading import LanguageModel, load_model  # noqa: E402
+
+hypothesis.settings.register_profile("repository", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("repository")
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what the machine lacks: a CUDA device for `gpu`, the real hub for `network`."""
+    no_cuda = pytest.mark.skip(reason="no CUDA device")
+    no_hub = pytest.mark.skip(reason="needs the real model hub; set EXPORT_CIRCUIT_TEST_HUB=1 to run it")
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(no_cuda)
+        if item.get_closest_marker("network") and not os.environ.get("EXPORT_CIRCUIT_TEST_HUB"):
+            item.add_marker(no_hub)
+
+
+@pytest.fixture(scope="session")
+def bundled() -> LanguageModel:
+    """The bundled model, loaded once; tests do not change it."""
+    return load_model("bundled")
+
+
+@pytest.fixture
+def save_gpt2(tmp_path: Path) -> Callable[..., Path]:
+    """A function that saves a tiny random GPT-2 and returns its folder; arguments go to its config."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    def save(name: str = "checkpoint", *, dtype: torch.dtype = torch.float32, **config: object) -> Path:
+        shape = {"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16, "vocab_size": 30}
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **(shape | config)))
+        model.to(dtype).save_pretrained(tmp_path / name)
+        return tmp_path / name
+
+    return save

@@ -1,0 +1,275 @@
+"""Where models come from: folders, the hub (imitated on this machine), the bundled one, and `auto`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exporter.errors import InputError
+from exporter.hub import fetch_snapshot
+from exporter.loading import GPT2_SMALL, LanguageModel, bundled_path, load_model
+
+Save = Callable[..., Path]
+
+# Loads each [source, revision] of argv[1] and prints a JSON list of what came out, with the seconds it took.
+LOAD = """
+import json, sys, time
+import exporter.checkpoint, transformers
+from exporter.errors import InputError
+from exporter.loading import load_model
+if len(sys.argv) > 2:  # a name lookup that hangs, as behind a broken resolver
+    import socket
+    socket.getaddrinfo = lambda *args, **kwargs: time.sleep(600)
+rows = []
+for source, revision in json.loads(sys.argv[1]):
+    started = time.perf_counter()
+    try:
+        model = load_model(source, revision=revision)
+        row = dict(name=model.name, revision=model.revision, sha256=model.sha256, notes=model.notes)
+        row["tokenizer"] = model.tokenizer is not None
+    except InputError as error:
+        row = dict(error=str(error))
+    rows.append(row | dict(seconds=time.perf_counter() - started))
+print(json.dumps(rows))
+"""
+
+
+def load_elsewhere(requests: list[tuple[str, str | None]], *, home: Path, hang: bool = False, **env: str) -> Any:
+    """What `load_model` does in a process with its own hub cache and network settings."""
+    inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    proxies = {name: "" for name in inherited if name.lower().endswith("_proxy")}
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, json.dumps(requests), *(["hang"] if hang else [])],
+        env=inherited | proxies | {"HF_HOME": str(home), "PYTHONPATH": str(Path(__file__).parent.parent)} | env,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+class FakeHub(ThreadingHTTPServer):
+    """The hub's endpoints that a download uses; `repositories` maps a name to {commit: folder}."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), FakeHubHandler)
+        self.repositories: dict[str, dict[str, Path]] = {}
+        self.requests: list[str] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class FakeHubHandler(BaseHTTPRequestHandler):
+    """One request: /api/models/NAME[/revision/REV], /api/models/NAME/tree/REV, /NAME/resolve/REV/FILE."""
+
+    server: FakeHub
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0].strip("/")
+        self.server.requests.append(path)
+        is_api = path.startswith("api/models/")
+        parts = path.removeprefix("api/models/").split("/")
+        commits = self.server.repositories.get("/".join(parts[:2]))
+        if commits is None:
+            return self.reply(401, {"error": "Invalid username or password."}, {"X-Error-Code": "RepoNotFound"})
+        revision = parts[3] if len(parts) > 3 else "main"
+        commit = list(commits)[-1] if revision == "main" else revision
+        if commit not in commits:
+            return self.reply(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+        files = {file.name: file.read_bytes() for file in sorted(commits[commit].iterdir())}
+        if is_api and len(parts) > 2 and parts[2] == "tree":
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                for name, data in files.items()
+            ]
+            return self.reply(200, entries, {})
+        if is_api:
+            siblings = [{"rfilename": name} for name in files]
+            return self.reply(200, {"id": "/".join(parts[:2]), "sha": commit, "siblings": siblings}, {})
+        data = files.get(parts[4])
+        if data is None:
+            return self.reply(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+        return self.reply(200, data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit})
+
+    def reply(self, status: int, body: Any, headers: dict[str, str]) -> None:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(data))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    server = FakeHub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+def add_tokenizer(folder: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((bundled_path() / name).read_bytes())
+    return folder
+
+
+def fill_hub(hub: FakeHub, save_gpt2: Save) -> None:
+    old = add_tokenizer(save_gpt2("old", n_layer=1, vocab_size=50257))
+    new = add_tokenizer(save_gpt2("new", n_layer=2, vocab_size=50257))
+    (new / "evil.py").write_text("raise SystemExit")
+    (new / "training_args.bin").write_bytes(b"a pickle")
+    pickled = save_gpt2("pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    hub.repositories = {
+        "org/model": {OLD: old, NEW: new},
+        "org/pickled": {OLD: pickled},
+        GPT2_SMALL: {NEW: new},
+    }
+
+
+def test_the_hub_is_asked_once_and_the_cache_serves_from_then_on(hub: FakeHub, save_gpt2: Save, tmp_path: Path) -> None:
+    fill_hub(hub, save_gpt2)
+    home = tmp_path / "home"
+    asked = [("org/model", None), ("org/model", OLD), ("auto", None)]
+    wrong = [("org/absent", None), ("org/model", "no-such-branch"), ("org/pickled", None)]
+    rows = load_elsewhere([*asked, *wrong], home=home, HF_ENDPOINT=hub.url)
+    newest, pinned, auto, absent, no_branch, pickled = rows
+    assert (newest["name"], newest["revision"], newest["notes"]) == ("org/model", NEW, [])
+    assert newest["tokenizer"]
+    new_weights = hub.repositories["org/model"][NEW] / "model.safetensors"
+    assert newest["sha256"] == hashlib.sha256(new_weights.read_bytes()).hexdigest()
+    assert pinned["revision"] == OLD
+    assert pinned["sha256"] != newest["sha256"]
+    assert (auto["name"], auto["revision"], auto["notes"]) == (GPT2_SMALL, NEW, [])
+    assert "there is no such model, or it is not public" in absent["error"]
+    assert "it has no revision 'no-such-branch'" in no_branch["error"]
+    assert "has no model.safetensors" in pickled["error"]
+    fetched = {request.rsplit("/", 1)[-1] for request in hub.requests if "/resolve/" in request}
+    assert fetched == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+
+    hub.requests.clear()
+    hub.repositories.clear()  # whatever is asked now fails
+    again = load_elsewhere(asked, home=home, HF_ENDPOINT=hub.url)
+    drop = {"seconds": 0}
+    assert [row | drop for row in again] == [row | drop for row in (newest, pinned, auto)]
+    assert hub.requests == []
+
+
+def test_a_hub_that_is_not_there_is_said_and_only_auto_falls_back(unused_port: int, tmp_path: Path) -> None:
+    requests = [("org/model", None), ("auto", None)]
+    named, auto = load_elsewhere(requests, home=tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{unused_port}")
+    assert "cannot get 'org/model' from the hub" in named["error"]
+    assert "cannot be reached" in named["error"]
+    assert "give a folder" in named["error"]
+    assert (auto["name"], auto["revision"]) == ("bundled", None)
+    assert auto["notes"][0].startswith(f"using the bundled model instead of {GPT2_SMALL}: ")
+
+
+def test_auto_waits_for_a_hanging_name_lookup_a_few_seconds_only(tmp_path: Path) -> None:
+    (auto,) = load_elsewhere([("auto", None)], home=tmp_path, hang=True, HF_ENDPOINT="http://hub.invalid")
+    assert auto["name"] == "bundled"
+    assert "no answer within 4 s" in auto["notes"][0]
+    assert auto["seconds"] < 12
+
+
+def test_a_server_that_accepts_and_says_nothing_is_given_up(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        (auto,) = load_elsewhere([("auto", None)], home=tmp_path, HF_ENDPOINT=url)
+    assert auto["name"] == "bundled"
+    assert auto["seconds"] < 12
+
+
+def test_offline_mode_asks_nothing() -> None:
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="offline mode is on; unset HF_HUB_OFFLINE or give a folder"):
+        fetch_snapshot("org/model", seconds=30)
+    assert time.perf_counter() - started < 5
+    model = load_model("auto")
+    assert model.name == "bundled"
+    assert "offline mode is on" in model.notes[0]
+
+
+def test_the_bundled_model(bundled: LanguageModel) -> None:
+    assert (bundled.name, bundled.revision, bundled.family, bundled.notes) == ("bundled", None, "gpt2", ())
+    assert bundled.tokenizer is not None
+    assert bundled.tokenizer("The Chief Executive Officer (CE")["input_ids"] == [464, 5953, 10390, 10009, 357, 5222]
+    assert bundled.sha256 == hashlib.sha256((bundled_path() / "model.safetensors").read_bytes()).hexdigest()
+
+
+def test_sources_that_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.txt").write_text("x")
+    for source in ("gpt2", "/no/such/folder", "./models", "a/b/c", "~/nothing-here", "https://example.org/x", ""):
+        with pytest.raises(InputError, match=r"no folder|has no config\.json"):
+            load_model(source)
+    with pytest.raises(InputError, match="no folder"):
+        load_model(Path("org/model"))
+    with pytest.raises(InputError, match="is a file"):
+        load_model("file.txt")
+
+
+def test_a_folder_is_preferred_to_a_hub_name_and_a_keyword_to_a_folder(
+    save_gpt2: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_gpt2("org/model")
+    save_gpt2("bundled")
+    assert load_model("org/model").name == "org/model"
+    assert load_model("./bundled").name == "./bundled"
+    assert load_model("bundled").tokenizer is not None
+
+
+@pytest.mark.parametrize("source", ["auto", "bundled", "folder"])
+def test_a_revision_is_for_hub_names(source: str, save_gpt2: Save) -> None:
+    with pytest.raises(InputError, match="is for a hub name"):
+        load_model(save_gpt2() if source == "folder" else source, revision="main")
+
+
+@pytest.mark.network
+@pytest.mark.slow
+def test_the_real_hub_has_gpt2_small(tmp_path: Path) -> None:
+    (auto,) = load_elsewhere([("auto", None)], home=tmp_path)
+    assert (auto["name"], len(auto["revision"])) == (GPT2_SMALL, 40)
