@@ -10,9 +10,9 @@ export know this class only. Weights are stored (in, out), `x @ W`, heads side b
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,7 +66,7 @@ class Attention(nn.Module):
     kind = "attention"
 
     def __init__(
-        self, norm: Norm, tensors: dict[str, Tensor | None], *, layer: int, heads: tuple[int, ...], scale: float
+        self, norm: Norm, tensors: Mapping[str, Tensor | None], *, layer: int, heads: tuple[int, ...], scale: float
     ) -> None:
         super().__init__()
         self.norm = norm
@@ -129,7 +129,7 @@ class MLP(nn.Module):
 
     kind = "mlp"
 
-    def __init__(self, norm: Norm, tensors: dict[str, Tensor | None], *, layer: int, activation: str) -> None:
+    def __init__(self, norm: Norm, tensors: Mapping[str, Tensor | None], *, layer: int, activation: str) -> None:
         super().__init__()
         self.norm = norm
         self.layer = layer
@@ -169,7 +169,7 @@ class Step(nn.Module):
 
     def __init__(self, sublayers: list[Sublayer], constant: Tensor | None = None) -> None:
         super().__init__()
-        self.sublayers = nn.ModuleList(sublayers)
+        self.sublayers = cast("Sequence[Sublayer]", nn.ModuleList(sublayers))  # ModuleList is not generic
         self.constant = _frozen(constant)
 
     @property
@@ -211,10 +211,15 @@ class CircuitModel(nn.Module):
         super().__init__()
         self.W_E = nn.Parameter(W_E.detach(), requires_grad=False)
         self.W_pos = nn.Parameter(W_pos.detach(), requires_grad=False)
-        self.steps = nn.ModuleList(steps)
+        self.steps = cast("Sequence[Step]", nn.ModuleList(steps))  # ModuleList is not generic
         self.final_norm = final_norm
         self.W_U = self.W_E if W_U is None else nn.Parameter(W_U.detach(), requires_grad=False)
         self.length = length
+
+    @property
+    def dense(self) -> CircuitModel:
+        """Itself: whoever takes a model with a `dense` takes a CircuitModel, too."""
+        return self
 
     @property
     def tied(self) -> bool:
@@ -226,9 +231,7 @@ class CircuitModel(nn.Module):
         """The longest sequence that the position table allows."""
         return self.W_pos.shape[0]
 
-    def replace(
-        self, *, steps: list[Step], W_pos: Tensor | None = None, length: int | None = None
-    ) -> CircuitModel:
+    def replace(self, *, steps: list[Step], W_pos: Tensor | None = None, length: int | None = None) -> CircuitModel:
         """The same model around other steps; shares every tensor that is not given."""
         return CircuitModel(
             steps,
@@ -260,7 +263,7 @@ class CircuitModel(nn.Module):
     @torch.inference_mode()
     def next_token_logits(self, input_ids: Tensor) -> Tensor:
         """Logits at the last position only: (batch, vocab). Computes other positions only where they are read."""
-        return self.unembed(run_to_last(list(self.steps), self.embed(input_ids)))
+        return self.unembed(run_to_last(self.steps, self.embed(input_ids)))
 
     @torch.inference_mode()
     def forward(self, input_ids: Tensor) -> Tensor:
@@ -304,7 +307,8 @@ class CircuitModel(nn.Module):
         try:
             config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
             with safe_open(folder / _WEIGHTS, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+                # cloned into memory that is aligned as torch aligns it, or kernels may round differently
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # no dict
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(
                 f"cannot load a circuit model from {folder} ({error}); give a folder that CircuitModel.save wrote"
@@ -315,6 +319,14 @@ class CircuitModel(nn.Module):
             return _build(config, tensors)
         except (KeyError, TypeError, IndexError) as error:
             raise InputError(f"{folder} is not a complete circuit model: {error!r}; save it again") from error
+
+
+class HasDense(Protocol):
+    """A loaded language model, or a dense CircuitModel itself."""
+
+    @property
+    def dense(self) -> CircuitModel:
+        """The model with every component."""
 
 
 def run_to_last(steps: Sequence[Step], x: Tensor) -> Tensor:

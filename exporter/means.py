@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from exporter.circuit import Ablation, Circuit, Mean
+from exporter.circuit import Ablation, Mean
 from exporter.circuit_model import Attention, CircuitModel
 from exporter.dataset import Dataset
 
@@ -51,11 +51,6 @@ def compute_replacements(dense: CircuitModel, patching: Dataset, *, ablation: Ab
         z=tuple(_reduce(z[layer], len(patching), ablation, mean) for layer in sorted(z)),
         mlp=tuple(_reduce(mlp[layer], len(patching), ablation, mean) for layer in sorted(mlp)),
     )
-
-
-def compute_circuit_replacements(dense: CircuitModel, patching: Dataset, circuit: Circuit) -> Replacements:
-    """The replacements that a circuit was found with."""
-    return compute_replacements(dense, patching, ablation=circuit.ablation, mean=circuit.mean)
 
 
 def _reduce(total: Tensor, n_prompts: int, ablation: Ablation, mean: Mean) -> Tensor:

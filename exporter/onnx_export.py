@@ -110,8 +110,8 @@ class _GraphAuthor:
             if step.constant is not None:
                 out = self.op("Add", out, self.weight(f"step{index}.constant", step.constant), name=f"step{index}.add")
             for sublayer in step.sublayers:
-                emit = self.attention if isinstance(sublayer, Attention) else self.mlp
-                out = self.op("Add", out, emit(sublayer, x), name=f"{_name(sublayer)}.residual")
+                added = self.attention(sublayer, x) if isinstance(sublayer, Attention) else self.mlp(sublayer, x)
+                out = self.op("Add", out, added, name=f"{_name(sublayer)}.residual")
             x = out
         logits = self.unembed(x, W_E if model.tied else self.weight("W_U", model.W_U))
         return ir.Graph(
@@ -158,10 +158,12 @@ class _GraphAuthor:
 
     def attention(self, attention: Attention, x: ir.Value) -> ir.Value:
         """What the heads add: (batch, pos, d_model)."""
+        assert attention.b_K is None  # folded, as b_V and the scale
         name, n_heads, d_head = _name(attention), len(attention.heads), attention.d_head
         weights = torch.cat([attention.W_Q, attention.W_K, attention.W_V], dim=1)  # (d_model, 3 * head * d_head)
-        bias = None if attention.b_Q is None else torch.cat([attention.b_Q, attention.b_Q.new_zeros(weights.shape[1] - n_heads * d_head)])
-        assert attention.b_K is None and attention.b_V is None and attention.scale == 1.0  # folded
+        bias: Tensor | None = attention.b_Q
+        if bias is not None:  # of the three, only q has one left
+            bias = torch.cat([bias, bias.new_zeros(2 * n_heads * d_head)])
         qkv = self.affine(self.norm(x, attention.norm, name), weights, bias, f"{name}.qkv")
         qkv = self.op("Reshape", qkv, self.integers(0, 0, 3 * n_heads, d_head), name=f"{name}.heads")
         qkv = self.op("Transpose", qkv, name=f"{name}.by_head", perm=[0, 2, 1, 3])  # (batch, 3 * head, pos, d_head)
@@ -194,7 +196,10 @@ class _GraphAuthor:
     def norm(self, x: ir.Value, norm: Norm, name: str) -> ir.Value:
         """LayerNorm; a folded one shares a gain of ones."""
         d_model = self.model.W_E.shape[1]
-        gain = self.constant("ones", np.ones(d_model, np.float32)) if norm.weight is None else self.weight(f"{name}.norm.weight", norm.weight)
+        if norm.weight is None:
+            gain = self.constant("ones", np.ones(d_model, np.float32))
+        else:
+            gain = self.weight(f"{name}.norm.weight", norm.weight)
         bias = () if norm.bias is None else (self.weight(f"{name}.norm.bias", norm.bias),)
         return self.op("LayerNormalization", x, gain, *bias, name=f"{name}.norm", axis=-1, epsilon=norm.eps)
 
@@ -221,7 +226,9 @@ class _GraphAuthor:
 
     def split(self, x: ir.Value, *names: str) -> list[ir.Value]:
         """Equal parts along axis 1."""
-        parts = list(self.tape.op_multi_out("Split", [x], {"axis": 1, "num_outputs": len(names)}, num_outputs=len(names)))
+        parts = list(
+            self.tape.op_multi_out("Split", [x], {"axis": 1, "num_outputs": len(names)}, num_outputs=len(names))
+        )
         for part, name in zip(parts, names, strict=True):
             part.name = name
         return parts

@@ -11,25 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from exporter.circuit import Circuit
-from exporter.circuit_model import MLP, Attention, CircuitModel, Norm, Step, Sublayer
+from exporter.circuit_model import MLP, Attention, CircuitModel, HasDense, Norm, Step, Sublayer
 from exporter.dataset import Dataset
-from exporter.means import compute_circuit_replacements
+from exporter.means import compute_replacements
 from exporter.slicing import add_constants, slice_model
 
 Tensors = dict[str, Tensor | None]
 
 
-def rewrite_model(dense: CircuitModel, circuit: Circuit, patching: Dataset) -> CircuitModel:
-    """The circuit as a model of its own, means taken over the patching set; `dense` is left as it is.
+def rewrite_model(model: HasDense, circuit: Circuit, patching: Dataset) -> CircuitModel:
+    """The circuit as a model of its own, means taken over the patching set; `model` is left as it is.
 
     Raises InputError when the circuit names components that the model lacks, or when prompts are
     longer than the model's positions.
     """
-    return fold_model(slice_model(dense, circuit, compute_circuit_replacements(dense, patching, circuit)))
+    replacements = compute_replacements(model.dense, patching, ablation=circuit.ablation, mean=circuit.mean)
+    return fold_model(slice_model(model.dense, circuit, replacements))
 
 
 def fold_model(model: CircuitModel) -> CircuitModel:
@@ -121,7 +121,8 @@ def merge_constants(model: CircuitModel) -> CircuitModel:
     for step in model.steps:
         constants = [c for c in (step.constant, *(s.out_bias for s in step.sublayers)) if c is not None]
         merged = add_constants(constants, model.W_E.dtype)
-        first = merged if merged is not None and merged.ndim == 1 else None
+        is_vector = merged is not None and merged.ndim == 1 and len(step.sublayers) > 0
+        first = merged if is_vector else None
         sublayers = [_with_out_bias(s, first if i == 0 else None) for i, s in enumerate(step.sublayers)]
         steps.append(Step(sublayers, merged if first is None else None))
     return model.replace(steps=steps)
@@ -139,14 +140,11 @@ MLP_INPUT = (("W_in", "b_in"),)
 
 
 def _tensors(sublayer: Sublayer) -> Tensors:
-    names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
-    names = names if isinstance(sublayer, Attention) else ("W_in", "b_in", "W_out", "b_out")
-    return {name: getattr(sublayer, name) for name in names}
+    names = "W_Q W_K W_V W_O b_Q b_K b_V b_O" if isinstance(sublayer, Attention) else "W_in b_in W_out b_out"
+    return {name: getattr(sublayer, name) for name in names.split()}
 
 
-def _rebuild(
-    sublayer: Sublayer, tensors: Tensors, *, norm: Norm | None = None, scale: float | None = None
-) -> Sublayer:
+def _rebuild(sublayer: Sublayer, tensors: Tensors, *, norm: Norm | None = None, scale: float | None = None) -> Sublayer:
     """The same sublayer with other tensors."""
     norm = norm or sublayer.norm
     if isinstance(sublayer, Attention):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from exporter.circuit import MLP, Ablation, Circuit, Component, Decision, Head, Mean
-from exporter.circuit_model import Attention, CircuitModel, Step, run_to_last
+from exporter.circuit_model import Attention, CircuitModel, HasDense, Step, run_to_last
 from exporter.dataset import Dataset
 from exporter.errors import InputError
 from exporter.means import CHUNK, Replacements, compute_replacements
@@ -34,7 +34,7 @@ OnDecision = Callable[[Decision, int, int], None]
 
 @torch.inference_mode()
 def find_circuit(
-    dense: CircuitModel,
+    model: HasDense,
     patching: Dataset,
     selection: Dataset,
     *,
@@ -57,6 +57,7 @@ def find_circuit(
             f"patching prompts have {patching.length} tokens and selection prompts {selection.length}; "
             "means by position need one length (or use mean='global')"
         )
+    dense = model.dense
     replacements = compute_replacements(dense, patching, ablation=ablation, mean=mean)
     search = _Search(dense, selection, replacements)
     layers = sorted({sublayer.layer for sublayer in dense.sublayers()}, reverse=True)
@@ -69,7 +70,13 @@ def find_circuit(
                 on_decision(decision, len(trace), total)
     heads, kept_mlps = search.kept()
     return Circuit(
-        heads=heads, mlps=kept_mlps, ablation=ablation, mean=mean, alpha=alpha, order="paper", kl=search.kl,
+        heads=heads,
+        mlps=kept_mlps,
+        ablation=ablation,
+        mean=mean,
+        alpha=alpha,
+        order="paper",
+        kl=search.kl,
         trace=tuple(trace),
     )
 

@@ -6,6 +6,8 @@ the constant stays. This is all that changes a model's size; `rewrite` makes the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def slice_step(step: Step, circuit: Circuit, replacements: Replacements) -> Step
     return Step(kept, add_constants(constants, next(step.parameters()).dtype))
 
 
-def add_constants(constants: list[Tensor], dtype: torch.dtype) -> Tensor | None:
+def add_constants(constants: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
     """The sum of constants, each (d_model,) or (pos or 1, d_model), added in float64; None where it is zero."""
     if not constants:
         return None
@@ -76,5 +78,3 @@ def _slice_attention(attention: Attention, heads: tuple[int, ...]) -> Attention:
     W_O = attention.W_O.unflatten(0, (len(attention.heads), -1))[index].flatten(0, 1)  # (head * d_head, d_model)
     tensors |= {"W_O": W_O, "b_O": attention.b_O}
     return Attention(attention.norm, tensors, layer=attention.layer, heads=heads, scale=attention.scale)
-
-

@@ -14,7 +14,13 @@ from exporter.circuit_model import MLP, Attention, CircuitModel, Norm, Step, Sub
 from exporter.errors import InputError
 from exporter.families.family import Family
 
-_ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu", "silu": "silu"}
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
 
 
 def check_config(config: Any) -> None:

@@ -1,0 +1,234 @@
+"""The command line: options in, exit code and a table out. All printing is done here."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from exporter.errors import InputError, UsageError
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AblationChoice = Literal["mean", "zero"]
+MeanChoice = Literal["position", "global"]
+
+
+def _screen(*, quiet: bool = False) -> Console:
+    """Standard output for people; tables are not folded where there is no terminal to tell the width."""
+    console = Console(quiet=quiet, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    return console
+
+
+def _errors() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@app.callback(invoke_without_command=True)
+def export(
+    context: typer.Context,
+    task: Annotated[str | None, typer.Option(help="What the model shall do: see `export-circuit tasks`.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The ONNX file to write; its manifest goes beside it.")] = None,
+    model: Annotated[
+        str, typer.Option(help="A checkpoint folder, a hub name, 'bundled', or 'auto': GPT-2 Small, else bundled.")
+    ] = "auto",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="KL threshold per step, in nats. Default: the task's own.")
+    ] = None,
+    ablation: Annotated[
+        AblationChoice | None, typer.Option(help="What replaces a removed component. Default: mean.")
+    ] = None,
+    mean: Annotated[
+        MeanChoice | None,
+        typer.Option(help="Means by position (fixed prompt length), or over all (free length). Default: position."),
+    ] = None,
+    mlps: Annotated[bool, typer.Option("--mlps/--no-mlps", help="Search MLPs too, or keep all of them.")] = True,
+    circuit: Annotated[
+        Path | None, typer.Option(help="Export this circuit (JSON, or a manifest) without a search.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Of the task ioi: 'all', or 'paper' for its single template.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the task's sets.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest, and nothing else, on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Find the circuit of a task in a language model, rebuild the model with it, and export it to ONNX.
+
+    Example: [bold]export-circuit --task acronym --out model.onnx[/bold]
+    """
+    if context.invoked_subcommand is not None:
+        if task is not None or out is not None:
+            raise UsageError(f"--task and --out do not go with the command {context.invoked_subcommand!r}")
+        return
+    if task is None or (out is None and not dry_run):
+        missing = "--task" if task is None else "--out"
+        raise UsageError(
+            f"{missing} is missing; try: export-circuit --task acronym --out model.onnx (or: export-circuit --help)"
+        )
+    from exporter.pipeline import Job, run_job
+
+    job = Job(
+        task=task,
+        out=out,
+        model=model,
+        revision=revision,
+        alpha=alpha,
+        ablation=ablation,
+        mean=mean,
+        mlps=mlps,
+        circuit=circuit,
+        seed=seed,
+        parameters={} if template is None else {"template": template},
+        force=force,
+    )
+    if dry_run:
+        _print_plan(job, quiet=quiet, as_json=as_json)
+        return
+    from exporter.display import JobProgress, render_result
+
+    errors, start = _errors(), time.perf_counter()
+    silent = quiet or as_json
+    with JobProgress(errors, disable=silent or not errors.is_terminal) as progress:
+        manifest = run_job(
+            job,
+            on_stage=progress.on_stage,
+            on_plan=lambda plan: None if quiet else _print_notes(plan.model.notes),
+            on_decision=progress.on_decision,
+        )
+    if as_json:
+        typer.echo(manifest.to_json(), nl=False)
+        return
+    screen = _screen(quiet=quiet)
+    screen.print(render_result(manifest, seconds=time.perf_counter() - start))
+    screen.print(f"wrote {job.out} and {job.out.with_suffix('.json') if job.out else ''}", soft_wrap=True)
+
+
+def _print_notes(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        _errors().print(f"export-circuit: warning: {note}", markup=False)
+
+
+def _print_plan(job: object, *, quiet: bool, as_json: bool) -> None:
+    from exporter.display import render_plan
+    from exporter.pipeline import Job, prepare
+
+    assert isinstance(job, Job)
+    plan = prepare(job)
+    if not quiet:
+        _print_notes(plan.model.notes)
+    if as_json:
+        typer.echo(json.dumps(plan.summary(), indent=1))
+    else:
+        _screen(quiet=quiet).print(render_plan(plan.summary()))
+
+
+@app.command()
+def tasks(
+    model: Annotated[str, typer.Option(help="The model whose tokenizer reads the examples.")] = "bundled",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the tasks, with an example prompt each.
+
+    Example: [bold]export-circuit tasks[/bold]
+    """
+    from exporter.display import render_tasks
+    from exporter.loading import load_model
+    from exporter.tasks import TASKS
+
+    tokenizer = load_model(model).tokenizer
+    if tokenizer is None:
+        raise InputError(f"the model {model} has no tokenizer; put its tokenizer.json beside config.json")
+    rows = [(spec.name, spec.description, *spec.example(tokenizer)) for spec in TASKS.values()]
+    if as_json:
+        keys = ("name", "description", "prompt", "answer")
+        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=1))
+    else:
+        _screen().print(render_tasks(rows))
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="model.onnx or its manifest, model.json.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what an exported file is, and draw its circuit as a grid of layers by heads.
+
+    Example: [bold]export-circuit inspect model.onnx[/bold]
+    """
+    from exporter.display import render_inspection
+    from exporter.inspection import inspect_file
+
+    found = inspect_file(file)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=1))
+    else:
+        _screen().print(render_inspection(found))
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="An ONNX file that export-circuit wrote.")],
+    model: Annotated[
+        str | None, typer.Option(help="Where the dense model is now. Default: where it came from.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Run the exactness gate again on a file: hooked = rewritten = ONNX on held-out prompts.
+
+    Example: [bold]export-circuit verify model.onnx[/bold]
+    """
+    from dataclasses import asdict
+
+    from exporter.pipeline import reverify
+
+    exactness = reverify(file, model=model)
+    if as_json:
+        typer.echo(json.dumps(asdict(exactness), indent=1))
+        return
+    _screen().print(
+        f"{file} is exact on {exactness.prompts} prompts: hooked = rewritten to {exactness.hooked_vs_rewritten:.1e}, "
+        f"rewritten = ONNX to {exactness.rewritten_vs_onnx:.1e}, allowed {exactness.limit:.1e}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check the installation: versions, ONNX Runtime and its providers, the hub; say what mends what is missing.
+
+    Example: [bold]export-circuit doctor[/bold]
+    """
+    from dataclasses import asdict
+
+    from exporter.display import render_checks
+    from exporter.doctor import diagnose
+    from exporter.errors import MissingRuntimeError
+
+    checks = diagnose()
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=1))
+    else:
+        _screen().print(render_checks(checks))
+    missing = [check.name for check in checks if check.status == "missing"]
+    if missing:
+        raise MissingRuntimeError(f"missing: {', '.join(missing)}; the table says how to mend it")

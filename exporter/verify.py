@@ -1,0 +1,114 @@
+"""The exactness gate: the hooked model, the rewritten model and the ONNX file give the same logits.
+
+Each of the three computes the circuit in its own way, so agreement on held-out prompts, at every
+position, is evidence that the file on disk is the circuit that was found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from exporter.circuit import Circuit
+from exporter.circuit_model import CircuitModel
+from exporter.dataset import Dataset
+from exporter.errors import ExactnessError
+from exporter.hooks import ablated, record_replacements
+from exporter.loading import LanguageModel
+from exporter.runtime import open_session, run_logits
+
+TOLERANCE = 1e-4
+ORDINARY_SCALE = 30.0  # up to here the tolerance is absolute; larger logits round more coarsely
+_CHUNK = 32  # prompts whose logits at every position are held three times
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """Largest absolute differences of logits, the limit they were held to, and on how many prompts."""
+
+    hooked_vs_rewritten: float
+    rewritten_vs_onnx: float
+    limit: float
+    prompts: int
+
+
+@torch.inference_mode()
+def verify_export(
+    model: LanguageModel,
+    circuit: Circuit,
+    rewritten: CircuitModel,
+    path: str | Path,
+    *,
+    patching: Dataset,
+    prompts: Dataset,
+) -> Exactness:
+    """Compare the three on `prompts`; `patching` gives the hooked model its means.
+
+    Differences must not exceed 1e-4, or 1e-4 / 30 of the largest logit where that is more; the top
+    token must be the same at every position, but for ties within the limit. The file must pass the
+    ONNX checker. Raises ExactnessError that names what disagrees and by how much.
+    """
+    check_file(path)
+    session = open_session(path)
+    replacements = record_replacements(model, patching, ablation=circuit.ablation, mean=circuit.mean)
+    pairs = {"hooked_vs_rewritten": _Difference(), "rewritten_vs_onnx": _Difference()}
+    with ablated(model, circuit, replacements):
+        for input_ids in prompts.input_ids.split(_CHUNK):
+            hooked = model.hf(input_ids, use_cache=False).logits
+            ours = rewritten(input_ids)
+            exported = torch.from_numpy(run_logits(session, input_ids.numpy()))
+            pairs["hooked_vs_rewritten"].add(hooked, ours)
+            pairs["rewritten_vs_onnx"].add(ours, exported)
+    for name, difference in pairs.items():
+        difference.require(name, len(prompts))
+    return Exactness(
+        **{name: difference.largest for name, difference in pairs.items()},
+        limit=max(difference.limit for difference in pairs.values()),
+        prompts=len(prompts),
+    )
+
+
+def check_file(path: str | Path) -> None:
+    """Run the ONNX checker with shape inference; raises ExactnessError."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        first = str(error).strip().splitlines()[0][:200]
+        raise ExactnessError(f"the ONNX checker refuses {Path(path).name}: {first}; export it again") from error
+
+
+class _Difference:
+    """The largest difference between two implementations, seen chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self.scale = 0.0
+        self.flips: list[float] = []  # by how much the top tokens that differ are apart
+
+    @property
+    def limit(self) -> float:
+        return TOLERANCE * max(1.0, self.scale / ORDINARY_SCALE)
+
+    def add(self, reference: Tensor, other: Tensor) -> None:
+        """Take in logits of (batch, pos, vocab)."""
+        difference = float((reference - other).abs().max())
+        self.largest = difference if not difference <= self.largest else self.largest  # NaN stays
+        self.scale = max(self.scale, float(reference.abs().max()))
+        ours, theirs = reference.argmax(-1, keepdim=True), other.argmax(-1, keepdim=True)  # (batch, pos, 1)
+        gap = reference.gather(-1, ours) - reference.gather(-1, theirs)
+        self.flips += gap[ours != theirs].tolist()
+
+    def require(self, name: str, n_prompts: int) -> None:
+        """Raise ExactnessError when the two are not the same model."""
+        what = name.replace("_", " ")
+        if not self.largest <= self.limit:
+            raise ExactnessError(
+                f"{what}: logits differ by {self.largest:.3g} on {n_prompts} prompts, allowed is {self.limit:.3g}; "
+                "no file was left. Report this with --debug, or try another circuit"
+            )
+        if any(gap > 2 * self.limit for gap in self.flips):
+            raise ExactnessError(f"{what}: the top token differs at {len(self.flips)} positions; no file was left")

@@ -1,0 +1,125 @@
+"""The spine of the project: hooked = rewritten = ONNX, for every circuit that can be drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exporter import onnx_export
+from exporter.circuit import Circuit
+from exporter.circuit_model import CircuitModel
+from exporter.hooks import hooked_logits, record_replacements
+from exporter.means import compute_replacements
+from exporter.onnx_export import export_onnx
+from exporter.rewrite import FOLDS, rewrite_model
+from exporter.runtime import open_session, run_logits
+from exporter.slicing import slice_model
+from hypothesis import given, settings
+from tiny import Case, all_heads, cases, make_model, make_prompts
+
+
+def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """The gate's measure: 1e-4 on logits of ordinary scale, else relative."""
+    limit = 1e-4 * max(1.0, float(expected.abs().max()) / 30)
+    assert float((found - expected).abs().max()) <= limit
+
+
+@settings(max_examples=80)
+@given(case=cases())
+def test_hooked_rewritten_and_onnx_agree(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
+    circuit, path = case.circuit, tmp_path_factory.mktemp("export") / "circuit.onnx"
+    replacements = record_replacements(case.model, case.patching, ablation=circuit.ablation, mean=circuit.mean)
+    hooked = hooked_logits(case.model, circuit, replacements, case.input_ids)
+    rewritten = rewrite_model(case.model, circuit, case.patching)
+    assert_same_logits(rewritten(case.input_ids), hooked)
+    torch.testing.assert_close(
+        rewritten.next_token_logits(case.input_ids), rewritten(case.input_ids)[:, -1], rtol=1e-4, atol=1e-4
+    )
+    export_onnx(rewritten, path)
+    onnx.checker.check_model(str(path), full_check=True)
+    exported = torch.from_numpy(run_logits(open_session(path, threads=1), case.input_ids.numpy()))
+    assert exported.shape == hooked.shape
+    assert_same_logits(exported, hooked)
+
+
+@settings(max_examples=30)
+@given(case=cases())
+def test_every_rewriting_pass_is_exact_alone(case: Case) -> None:
+    dense, circuit = case.model.dense, case.circuit
+    means = compute_replacements(dense, case.patching, ablation=circuit.ablation, mean=circuit.mean)
+    model = slice_model(dense, circuit, means)
+    expected = model(case.input_ids)
+    for fold in FOLDS:
+        assert_same_logits(fold(model)(case.input_ids), expected)  # alone, on the sliced model
+    for fold in FOLDS:
+        model = fold(model)
+        assert_same_logits(model(case.input_ids), expected)  # and after those before it
+
+
+@settings(max_examples=40)
+@given(case=cases())
+def test_save_and_load_are_bit_exact(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("saved")
+    rewritten = rewrite_model(case.model, case.circuit, case.patching)
+    rewritten.save(folder)
+    loaded = CircuitModel.load(folder)
+    assert torch.equal(loaded(case.input_ids), rewritten(case.input_ids))
+    assert loaded.state_dict().keys() == rewritten.state_dict().keys()
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in rewritten.state_dict().items())
+    assert (loaded.length, loaded.tied) == (rewritten.length, rewritten.tied)
+    export_onnx(rewritten, folder / "a.onnx")
+    export_onnx(loaded, folder / "b.onnx")
+    assert (folder / "a.onnx").read_bytes() == (folder / "b.onnx").read_bytes()
+
+
+@settings(max_examples=30)
+@given(case=cases())
+def test_the_dense_model_is_not_changed(case: Case) -> None:
+    before = {name: tensor.clone() for name, tensor in case.model.hf.state_dict().items()}
+    logits = case.model.dense(case.input_ids)
+    rewrite_model(case.model, case.circuit, case.patching)
+    assert torch.equal(case.model.dense(case.input_ids), logits)
+    assert all(torch.equal(before[name], tensor) for name, tensor in case.model.hf.state_dict().items())
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_free_length_takes_every_length_and_no_more(ablation: str, tmp_path: Path) -> None:
+    model = make_model(positions=9)
+    circuit = Circuit(heads=all_heads(model)[1:], mlps=(1,), ablation=ablation, mean="global")
+    rewritten = rewrite_model(model, circuit, make_prompts(8, 5))
+    description = export_onnx(rewritten, tmp_path / "m.onnx")
+    assert description.inputs == {"input_ids": ["batch", "sequence"]}
+    session = open_session(tmp_path / "m.onnx")
+    for length in range(1, 10):
+        ids = make_prompts(3, length).input_ids
+        np.testing.assert_allclose(run_logits(session, ids.numpy()), rewritten(ids), rtol=1e-4, atol=1e-4)
+    with pytest.raises(Exception, match="invalid|Invalid|broadcast|shape"):
+        run_logits(session, make_prompts(1, 10).input_ids.numpy())
+
+
+def test_fixed_length_refuses_other_lengths(tmp_path: Path) -> None:
+    model = make_model()
+    rewritten = rewrite_model(model, Circuit(heads=(), mlps=(0,)), make_prompts(8, 5))
+    assert export_onnx(rewritten, tmp_path / "m.onnx").outputs == {"logits": ["batch", 5, 37]}
+    with pytest.raises(Exception, match=r"made for prompts of 5 tokens, not 6"):
+        rewritten(make_prompts(2, 6).input_ids)
+    with pytest.raises(Exception, match="invalid dimensions"):
+        run_logits(open_session(tmp_path / "m.onnx"), make_prompts(2, 6).input_ids.numpy())
+
+
+def test_tied_embedding_is_written_once(tmp_path: Path) -> None:
+    model = make_model()
+    circuit = Circuit(heads=(), mlps=())
+    export_onnx(rewrite_model(model, circuit, make_prompts(8, 5)), tmp_path / "m.onnx")
+    shapes = [tuple(tensor.dims) for tensor in onnx.load(tmp_path / "m.onnx").graph.initializer]
+    assert shapes.count((37, 8)) == 1
+
+
+def test_a_model_beyond_one_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_export, "_MAX_BYTES", 100)
+    with pytest.raises(Exception, match="one ONNX file holds 2 GB"):
+        export_onnx(make_model().dense, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
