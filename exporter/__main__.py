@@ -1,0 +1,149 @@
+"""The outermost layer of the command: whatever happens ends in one line on stderr and an exit code.
+
+It imports next to nothing itself, so that Ctrl-C is caught from the start, also while torch and
+transformers are being imported.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+from exporter.errors import ExportCircuitError, InputError, MissingRuntimeError
+
+_NAME = "export-circuit"
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Failed to allocate memory")
+
+
+class Terminated(BaseException):
+    """SIGTERM, as an exception that lets every `with` clean up."""
+
+
+class _Signals:
+    """Within the context SIGINT and SIGTERM raise, and `received` is the first of them."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, signal.Handlers] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:  # as a shell sets it for what runs in the background
+                self._previous[number] = handler  # type: ignore[assignment]  # typeshed: any callable too
+                signal.signal(number, self._raise)
+        return self
+
+    def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
+        self.received = self.received or number
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def ignore(self) -> None:
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    code = run_command(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interpreter's own end would print a traceback
+    sys.exit(code)
+
+
+def run_command(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; prints one line on stderr for what went wrong."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in options
+    with _Signals() as signals:
+        try:
+            from exporter.cli import app
+
+            result = app(args=arguments, prog_name=_NAME, standalone_mode=False)
+            sys.stdout.flush()
+            message, code = "", result if isinstance(result, int) else 0
+        except BaseException as error:
+            signals.ignore()
+            if debug and not isinstance(error, SystemExit):
+                import traceback
+
+                traceback.print_exception(error)
+            message, code = _describe(error)
+        signals.ignore()
+        if signals.received is not None:  # a library may have turned the exception into something else
+            word = "interrupted" if signals.received == signal.SIGINT else "terminated"
+            message, code = f"{_NAME}: {word}", 128 + signals.received
+        _settle_output(message)
+    return code
+
+
+def _describe(error: BaseException) -> tuple[str, int]:
+    """The line to print (may be empty) and the exit code."""
+    if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
+        return "", 128 + signal.SIGPIPE  # the reader has gone: nothing is wrong
+    if isinstance(error, SystemExit):
+        is_number = error.code is None or isinstance(error.code, int)
+        return ("", int(error.code or 0)) if is_number else (str(error.code), 1)
+    if isinstance(error, ExportCircuitError):
+        return _error_line(str(error)), error.exit_code
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        return _error_line("out of memory; close other programs, or choose a smaller model"), 1
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] != "exporter":
+        advice = f"pip install '{_NAME}[cpu]' (or '{_NAME}[gpu]' for CUDA)"
+        return _error_line(f"the package {error.name} is not installed; {advice}"), MissingRuntimeError.exit_code
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    ):
+        where = f" ({error.filename})" if error.filename else ""
+        return _error_line(f"cannot read or write: {error.strerror}{where}; free space or mend permissions"), (
+            InputError.exit_code
+        )
+    return _describe_other(error)
+
+
+def _describe_other(error: BaseException) -> tuple[str, int]:
+    """Usage errors, and what nobody expected. `typer` is imported last: it may be what is missing."""
+    text = " ".join(str(error).split())[:300]
+    try:
+        from typer.exceptions import TyperException
+    except ImportError:
+        pass
+    else:
+        if isinstance(error, TyperException):
+            usage = " ".join(error.format_message().split())
+            return _error_line(f"{usage} See: {_NAME} --help"), error.exit_code
+    name = type(error).__name__
+    return _error_line(f"{name}: {text}; run again with --debug for the traceback"), 1
+
+
+def _error_line(message: str) -> str:
+    return f"{_NAME}: error: {message}"
+
+
+def _settle_output(message: str) -> None:
+    """Print the message and flush; what cannot be written is dropped, so that Python's own end is quiet."""
+    if message:
+        with suppress(OSError, ValueError):  # standard error is closed or full: there is nobody to tell
+            print(message, file=sys.stderr, flush=True)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 1)
+        os.close(devnull)
+
+
+if __name__ == "__main__":
+    main()

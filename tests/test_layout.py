@@ -1,0 +1,115 @@
+"""The pipeline's order: nothing earlier imports anything later, and every package is shipped."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "exporter"
+
+# One line a stage, first to last; a module imports from the lines above its own, or from its own folder.
+ORDER = [
+    "errors",  # what all of them raise
+    "files", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
+    "circuit", "dataset",  # plain data
+    "tasks",
+    "circuit_model", "families", "checkpoint", "loading",  # the dense model
+    "means", "hooks", "slicing",  # component means, the oracle, cutting
+    "search",
+    "rewrite",
+    "onnx_export",
+    "verify",
+    "measure", "evaluate",
+    "manifest", "inspection",
+    "pipeline",
+    "__init__",  # the public API
+    "doctor", "display", "cli", "__main__",
+]  # fmt: skip
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def stage_of(file: Path) -> str:
+    """The module's name, or for a sub-package the package's."""
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_stages(source: str, file: Path) -> set[str]:
+    """The stages that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"{file.name}:{node.lineno}: write the import in full, not relative")
+        elif isinstance(node, ast.ImportFrom) and node.module == "exporter":
+            names = [f"exporter.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [str(node.module)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "exporter":
+                known = len(parts) > 1 and (parts[1] in ORDER)
+                found.add(parts[1] if known else "__init__")
+    return found
+
+
+def backward_arrows(source: str, file: Path) -> list[str]:
+    own = stage_of(file)
+    allowed = {*ORDER[: ORDER.index(own)], *([own] if file.parent != PACKAGE else [])}
+    return [f"{own} imports {stage}" for stage in sorted(imported_stages(source, file) - allowed)]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_arrow_points_backwards(file: Path) -> None:
+    assert stage_of(file) in ORDER, f"{file.name} is new: give it its place in ORDER"
+    assert backward_arrows(file.read_text(encoding="utf-8"), file) == []
+
+
+def test_the_order_has_no_module_that_is_gone() -> None:
+    assert set(ORDER) == {stage_of(file) for file in FILES}
+    assert len(set(ORDER)) == len(ORDER)
+
+
+@pytest.mark.parametrize(
+    ("source", "arrow"),
+    [
+        ("from exporter.search import find_circuit", "circuit imports search"),
+        ("import exporter.cli", "circuit imports cli"),
+        ("from exporter import verify", "circuit imports verify"),
+        ("from exporter import load_model", "circuit imports __init__"),
+        ("def f():\n    import exporter", "circuit imports __init__"),
+        ("if TYPE_CHECKING:\n    from exporter.tasks.ioi import x", "circuit imports tasks"),
+        ("from exporter.circuit import Circuit", "circuit imports circuit"),
+    ],
+)
+def test_an_arrow_that_points_backwards_is_seen(source: str, arrow: str) -> None:
+    assert backward_arrows(source, PACKAGE / "circuit.py") == [arrow]
+
+
+def test_allowed_imports_pass() -> None:
+    source = "import torch\nfrom exporter.errors import InputError\nfrom exporter.tasks.task import Task"
+    assert backward_arrows(source, PACKAGE / "tasks" / "ioi.py") == []
+
+
+def test_every_package_is_shipped() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {file.parent.relative_to(ROOT) for file in FILES}
+    packages = {".".join(folder.parts) for folder in folders} | {"exporter.bundled"}
+    assert set(setup["packages"]) == packages
+
+
+def test_every_data_file_is_shipped() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    shipped = set()
+    for package, patterns in setup["package-data"].items():
+        folder = ROOT / setup["package-dir"].get(package, package.replace(".", "/"))
+        shipped |= {file for pattern in patterns for file in folder.glob(pattern)}
+    data = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc", ".md")}
+    assert data - shipped == set()
