@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from exporter.circuit import Circuit, Decision, Head
-from exporter.doctor import Check
 from exporter.evaluate import Accuracy
 from exporter.inspection import Inspection
 from exporter.manifest import Manifest, ModelInfo
+
+if TYPE_CHECKING:
+    from exporter.doctor import Check
 
 STAGES = {
     "load": "loading the model and the task",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from typing import Any
 
 from exporter.errors import UsageError
@@ -12,23 +14,25 @@ __all__ = ["TASKS", "SplitSizes", "TaskData", "TaskSpec", "Tokenizer", "load_tas
 
 DEFAULT_SIZES = SplitSizes()
 
+_SWEEPS = json.loads(resources.files("exporter.tasks").joinpath("alphas.json").read_text(encoding="utf-8"))
+
 TASKS = {
     "acronym": TaskSpec(
         name="acronym",
         description="the third letter of a three-word acronym",
-        alpha=0.02,
+        sweep=_SWEEPS["acronym"],
         build=acronym.build,
     ),
     "greater-than": TaskSpec(
         name="greater-than",
         description="a two-digit year later than the one named before",
-        alpha=0.09,
+        sweep=_SWEEPS["greater-than"],
         build=greater_than.build,
     ),
     "ioi": TaskSpec(
         name="ioi",
         description="the one of two names that was not repeated (indirect object identification)",
-        alpha=0.02,
+        sweep=_SWEEPS["ioi"],
         build=ioi.build,
         choices={"template": ("all", "paper")},
     ),

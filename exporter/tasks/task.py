@@ -63,13 +63,22 @@ class TaskData:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task by name: `choices` maps each parameter to its values, the first being the default."""
+    """A task by name: `choices` maps each parameter to its values, the first being the default.
+
+    `sweep` says where the default threshold comes from: the thresholds tried on the selection set, what
+    each gave, and the rule that chose `alpha`.
+    """
 
     name: str
     description: str
-    alpha: float
+    sweep: Mapping[str, Any]
     build: Callable[..., TaskData]
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def alpha(self) -> float:
+        """The default threshold of the search, in nats."""
+        return float(self.sweep["alpha"])
 
     def example(self, tokenizer: Tokenizer) -> tuple[str, str]:
         """A prompt of this task as text, and one of its answers."""

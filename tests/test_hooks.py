@@ -1,0 +1,75 @@
+"""The oracle: what a hook overwrites, and that it is gone afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from exporter.circuit import Circuit, Head
+from exporter.hooks import ablated, hooked_logits, record_replacements
+from exporter.means import compute_replacements
+from tiny import all_heads, make_model, make_prompts
+
+
+def test_a_full_circuit_is_the_dense_model() -> None:
+    model, prompts = make_model(), make_prompts(4, 5)
+    full = Circuit(heads=all_heads(model), mlps=(0, 1))
+    replacements = record_replacements(model, prompts, ablation="mean", mean="position")
+    logits = hooked_logits(model, full, replacements, prompts.input_ids)
+    assert torch.equal(logits, model.hf(prompts.input_ids).logits)
+
+
+def test_hooks_are_gone_after_an_exception() -> None:
+    model, prompts = make_model(), make_prompts(4, 5)
+    before = model.hf(prompts.input_ids).logits
+    replacements = record_replacements(model, prompts, ablation="zero", mean="position")
+    with pytest.raises(RuntimeError, match="on purpose"), ablated(model, Circuit(heads=(), mlps=()), replacements):
+        assert not torch.equal(model.hf(prompts.input_ids).logits, before)
+        raise RuntimeError("on purpose")
+    assert torch.equal(model.hf(prompts.input_ids).logits, before)
+
+
+def test_the_output_bias_stays_when_every_head_is_gone() -> None:
+    """With all heads and MLPs zeroed, what is left is embedding + position + the sum of b_O."""
+    model, prompts = make_model(), make_prompts(4, 5)
+    body = model.hf.transformer
+    replacements = record_replacements(model, prompts, ablation="zero", mean="position")
+    logits = hooked_logits(model, Circuit(heads=(), mlps=()), replacements, prompts.input_ids)
+    residual = body.wte(prompts.input_ids) + body.wpe(torch.arange(5)) + sum(b.attn.c_proj.bias for b in body.h)
+    torch.testing.assert_close(logits, model.hf.lm_head(body.ln_f(residual)))
+
+
+@pytest.mark.parametrize("mean", ["position", "global"])
+def test_recorded_means_are_those_of_the_circuit_model(mean: str) -> None:
+    model, prompts = make_model(n_layers=3), make_prompts(70, 5)
+    recorded = record_replacements(model, prompts, ablation="mean", mean=mean)
+    computed = compute_replacements(model.dense, prompts, ablation="mean", mean=mean)
+    for ours, theirs in zip(computed.z + computed.mlp, recorded.z + recorded.mlp, strict=True):
+        assert ours.shape[0] == (5 if mean == "position" else 1)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_a_mean_by_hand() -> None:
+    """z of the only prompt is its own mean; of two prompts, the half of the sum."""
+    model, prompts = make_model(n_layers=1), make_prompts(2, 4)
+    attention = next(iter(model.dense.sublayers()))
+    z = attention.z(model.dense.embed(prompts.input_ids)).double()
+    by_position = compute_replacements(model.dense, prompts, ablation="mean", mean="position").z[0]
+    torch.testing.assert_close(by_position, (z[0] + z[1]) / 2)
+    everywhere = compute_replacements(model.dense, prompts, ablation="mean", mean="global").z[0]
+    torch.testing.assert_close(everywhere[0], z.sum((0, 1)) / 8)
+    assert not compute_replacements(model.dense, prompts, ablation="zero", mean="position").z[0].any()
+
+
+def test_one_head_is_overwritten_by_its_mean_alone() -> None:
+    model, prompts = make_model(n_layers=1), make_prompts(6, 4)
+    replacements = record_replacements(model, prompts, ablation="mean", mean="position")
+    without = Circuit(heads=(Head(0, 1),), mlps=(0,))
+    seen = []
+    with ablated(model, without, replacements):
+        handle = model.hf.transformer.h[0].attn.c_proj.register_forward_hook(lambda _m, args, _o: seen.append(args[0]))
+        model.hf(prompts.input_ids)
+        handle.remove()
+    z = seen[0].unflatten(-1, (2, 4))
+    torch.testing.assert_close(z[:, :, 0], replacements.z[0][:, 0].float().expand(6, 4, 4))
+    attention = next(iter(model.dense.sublayers()))
+    torch.testing.assert_close(z[:, :, 1], attention.z(model.dense.embed(prompts.input_ids))[:, :, 1])
