@@ -12,12 +12,17 @@ import signal
 import sys
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from exporter.errors import ExportCircuitError, InputError, MissingRuntimeError
 
 _NAME = "export-circuit"
+_AGAIN_SECONDS = 1.0
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Failed to allocate memory")
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT. A plain KeyboardInterrupt that passes through `exec` makes Python kill itself at its end."""
 
 
 class Terminated(BaseException):
@@ -25,31 +30,48 @@ class Terminated(BaseException):
 
 
 class _Signals:
-    """Within the context SIGINT and SIGTERM raise, and `received` is the first of them."""
+    """Within the context SIGINT and SIGTERM raise, and `received` is the first of them.
+
+    A library can swallow the exception: a bare `except` around an import, a finalizer. So the signal
+    comes again each second until `ignore` is called.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._previous: dict[int, signal.Handlers] = {}
+        self._previous: dict[int, Any] = {}
+        self._report = sys.unraisablehook
 
     def __enter__(self) -> _Signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             handler = signal.getsignal(number)
             if handler is not signal.SIG_IGN:  # as a shell sets it for what runs in the background
-                self._previous[number] = handler  # type: ignore[assignment]  # typeshed: any callable too
+                self._previous[number] = handler
                 signal.signal(number, self._raise)
+        sys.unraisablehook = self._report_unless_signal
         return self
 
     def _raise(self, number: int, frame: FrameType | None) -> NoReturn:
-        self.received = self.received or number
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if self.received is None:
+            self.received = number
+            self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS, _AGAIN_SECONDS)
+        raise Terminated if number == signal.SIGTERM else Interrupted
+
+    def _report_unless_signal(self, unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, Interrupted | Terminated):  # raised in a finalizer
+            self._report(unraisable)
 
     def ignore(self) -> None:
+        """From here on no signal raises: what is left to do is to say how it ended."""
         for number in self._previous:
             signal.signal(number, signal.SIG_IGN)
+        if self.received is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        sys.unraisablehook = self._report
 
 
 def main() -> NoReturn:
@@ -62,7 +84,8 @@ def main() -> NoReturn:
 def run_command(arguments: list[str]) -> int:
     """Run one command line and return its exit code; prints one line on stderr for what went wrong."""
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    debug = "--debug" in options
+    debug = "--debug" in options  # wherever it stands, also behind a sub-command
+    arguments = [a for a in options if a != "--debug"] + arguments[len(options) :]
     with _Signals() as signals:
         try:
             from exporter.cli import app

@@ -163,6 +163,47 @@ def test_ctrl_c_during_the_imports_is_one_line(at: int) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "export-circuit: interrupted\n")
 
 
+def test_ctrl_c_within_exec_still_ends_with_an_exit_code(tmp_path: Path) -> None:
+    """Named tuples are made with exec, and `python -m` kills itself for a plain KeyboardInterrupt that passed it."""
+    code = """
+        import exporter.cli
+        from exporter.__main__ import main
+        import typer
+
+        exporter.cli.app = app = typer.Typer()
+
+        @app.command()
+        def run():
+            exec("import signal; signal.raise_signal(signal.SIGINT)")
+
+        main()
+    """
+    (tmp_path / "job.py").write_text(textwrap.dedent(code))
+    done = subprocess.run(
+        [sys.executable, "-m", "job"], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "export-circuit: interrupted\n")
+
+
+def test_a_signal_that_a_library_swallows_comes_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def action() -> None:
+        Finalized()  # the exception is lost here
+        time.sleep(30)
+
+    started = time.monotonic()
+    assert run_app(monkeypatch, action) == 130
+    assert time.monotonic() - started < 10
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    assert capsys.readouterr() == ("", "export-circuit: interrupted\n")
+
+
 def test_the_entry_point_imports_nothing_heavy() -> None:
     code = "import sys; import exporter.__main__; print(len({'torch', 'typer', 'rich', 'numpy'} & set(sys.modules)))"
     assert run_process(code).stdout == "0\n"
