@@ -61,7 +61,10 @@ def export(
     template: Annotated[
         str | None, typer.Option(help="Of the task ioi: 'all', or 'paper' for its single template.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the task's sets.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the task's sets.")] = 0,
+    patching_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the means are taken on.")] = 250,
+    selection_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the search reads.")] = 250,
+    test_prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts for the final figures.")] = 500,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
@@ -84,6 +87,7 @@ def export(
             f"{missing} is missing; try: export-circuit --task acronym --out model.onnx (or: export-circuit --help)"
         )
     from exporter.pipeline import Job, run_job
+    from exporter.tasks import SplitSizes
 
     job = Job(
         task=task,
@@ -96,6 +100,7 @@ def export(
         mlps=mlps,
         circuit=circuit,
         seed=seed,
+        sizes=SplitSizes(patching=patching_prompts, selection=selection_prompts, test=test_prompts),
         parameters={} if template is None else {"template": template},
         force=force,
     )

@@ -104,7 +104,8 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
     lines = (
         f"exact on {exact.prompts} prompts: hooked = rewritten to {exact.hooked_vs_rewritten:.1e}, "
         f"rewritten = ONNX to {exact.rewritten_vs_onnx:.1e} (largest difference of logits)",
-        f"latency: medians in ONNX Runtime on {manifest.latency[0].threads} CPU threads; the whole job took {seconds:.0f} s",
+        f"latency: medians in ONNX Runtime on {manifest.latency[0].threads} CPU threads; "
+        f"the whole job took {seconds:.0f} s",
     )
     return Group(table, *lines)
 

@@ -46,7 +46,7 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(dense: NextTokenLogits, circuit: NextTokenLogits, dataset: Dataset) -> Evaluation:
+def evaluate_circuit(dense: NextTokenLogits, circuit: NextTokenLogits, dataset: Dataset) -> Evaluation:
     """Compare two models on a set, in chunks. Accuracy is top-1 over the whole vocabulary."""
     kl, agree, dense_right, circuit_right = 0.0, 0, 0, 0
     for start in range(0, len(dataset), CHUNK):

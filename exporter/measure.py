@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,31 +39,37 @@ def compare_latency(
     input_ids: torch.Tensor,
     *,
     blocks: int = 7,
-    calls: int = 10,
-    warmup: int = 3,
+    block_seconds: float = 0.25,
     threads: int | None = None,
 ) -> Latency:
-    """Time two ONNX files on the same (batch, pos) prompts, on the CPU, in alternating blocks."""
+    """Time two ONNX files on the same (batch, pos) prompts, on the CPU, in alternating blocks.
+
+    A block is a pause, a warm-up call, and calls for `block_seconds`: at least 3, at most 20.
+    """
     threads = threads or len(os.sched_getaffinity(0))
     sessions = {name: open_session(path, threads=threads) for name, path in (("dense", dense), ("circuit", circuit))}
     ids = input_ids.numpy()
     times: Mapping[str, list[list[float]]] = {name: [] for name in sessions}
     for _ in range(blocks):
         for name, session in sessions.items():
-            time.sleep(0.02)  # lets the other session's threads go to sleep
-            for _ in range(warmup):
-                run_logits(session, ids)
-            block = []
-            for _ in range(calls):
-                start = time.perf_counter()
-                run_logits(session, ids)
-                block.append(time.perf_counter() - start)
-            times[name].append(block)
-    by_block = {name: np.median(rows, axis=1).tolist() for name, rows in times.items()}  # seconds
+            times[name].append(_time_block(session, ids, block_seconds))
+    by_block = {name: [float(np.median(block)) for block in rows] for name, rows in times.items()}  # seconds
     low, high = _bootstrap_ratio(by_block["dense"], by_block["circuit"])
-    medians = {name: float(np.median(rows)) for name, rows in times.items()}
+    medians = {name: float(np.median(np.concatenate(rows))) for name, rows in times.items()}
     ratio = medians["dense"] / medians["circuit"]
     return Latency(ids.shape[0], threads, medians["dense"], medians["circuit"], ratio, (low, high))
+
+
+def _time_block(session: Any, input_ids: np.ndarray, seconds: float) -> list[float]:
+    """Seconds of each call in one block."""
+    time.sleep(0.02)  # lets the other session's threads go to sleep
+    run_logits(session, input_ids)
+    block: list[float] = []
+    while len(block) < 3 or (len(block) < 20 and sum(block) < seconds):
+        start = time.perf_counter()
+        run_logits(session, input_ids)
+        block.append(time.perf_counter() - start)
+    return block
 
 
 def _bootstrap_ratio(a: list[float], b: list[float]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from typing import Any
 from exporter.circuit import Ablation, Circuit, Mean
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError, UsageError
-from exporter.evaluate import evaluate
+from exporter.evaluate import evaluate_circuit
 from exporter.families import FAMILIES
 from exporter.files import OutputSet
 from exporter.loading import LanguageModel, load_model
@@ -102,7 +102,7 @@ class Plan:
     def alpha_sweep(self) -> dict[str, Any] | None:
         """Where the threshold comes from, when it is the task's own."""
         searched_with_default = self.circuit is None and self.job.alpha is None
-        return TASKS[self.job.task].sweep if searched_with_default else None
+        return dict(TASKS[self.job.task].sweep) if searched_with_default else None
 
     @property
     def task_info(self) -> TaskInfo:
@@ -227,7 +227,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
     with clock.stage("evaluate"):
         sets = {"test": data.test, **data.ood}
         figures = {
-            name: evaluate(model.dense.next_token_logits, rewritten.next_token_logits, prompts)
+            name: evaluate_circuit(model.dense.next_token_logits, rewritten.next_token_logits, prompts)
             for name, prompts in sets.items()
         }
     assert plan.job.out is not None

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 # Before any import of the hub client, which reads these once.
@@ -17,7 +21,7 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from exporter.loading import LanguageModel, load_model  # noqa: E402
+from exporter.loading import LanguageModel, bundled_path, load_model  # noqa: E402
 
 hypothesis.settings.register_profile("repository", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repository")
@@ -39,6 +43,62 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def bundled() -> LanguageModel:
     """The bundled model, loaded once; tests do not change it."""
     return load_model("bundled")
+
+
+class Run:
+    """The command line, in this process: exit code, stdout, stderr."""
+
+    def all(self, *arguments: object) -> tuple[int, str, str]:
+        """Run it and return all three."""
+        from exporter.__main__ import run_command
+
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            code = run_command([str(argument) for argument in arguments])
+        return code, out.getvalue(), err.getvalue()
+
+    def succeeds(self, *arguments: object) -> str:
+        """Run it, expect exit code 0 and no word on stderr but warnings, and return stdout."""
+        code, out, err = self.all(*arguments)
+        assert code == 0, err
+        return out
+
+    def fails(self, code: int, message: str, *arguments: object) -> str:
+        """Run it, expect this exit code, nothing on stdout and at most two lines on stderr that match `message`."""
+        found, out, err = self.all(*arguments)
+        assert (found, out) == (code, ""), err
+        assert re.search(message, err), err
+        assert err.startswith("export-circuit: error: ")
+        assert err.count("\n") <= 2, err
+        assert "Traceback" not in err
+        return err
+
+
+@pytest.fixture
+def run() -> Run:
+    """The command line."""
+    return Run()
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A function that gives a folder with a random GPT-2 and the real tokenizer; nobody changes it."""
+    made: dict[str, Path] = {}
+
+    def make(**config: object) -> Path:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        if (key := repr(sorted(config.items()))) not in made:
+            folder = tmp_path_factory.mktemp("checkpoint")
+            torch.manual_seed(0)
+            shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 64}
+            GPT2LMHeadModel(GPT2Config(**(shape | config))).save_pretrained(folder)
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copy(bundled_path() / name, folder)
+            made[key] = folder
+        return made[key]
+
+    return make
 
 
 @pytest.fixture

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+
 from exporter.circuit import MLP, Ablation, Circuit, Component, Decision, Head, Mean
 from exporter.dataset import Dataset
 from exporter.families import FAMILIES
 from exporter.hooks import ablated, record_replacements
 from exporter.loading import LanguageModel
-from torch import Tensor
 
 
 @torch.inference_mode()

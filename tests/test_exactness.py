@@ -8,6 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from tiny import Case, all_heads, cases, make_model, make_prompts
+
 from exporter import onnx_export
 from exporter.circuit import Circuit
 from exporter.circuit_model import CircuitModel
@@ -17,8 +20,6 @@ from exporter.onnx_export import export_onnx
 from exporter.rewrite import FOLDS, rewrite_model
 from exporter.runtime import open_session, run_logits
 from exporter.slicing import slice_model
-from hypothesis import given, settings
-from tiny import Case, all_heads, cases, make_model, make_prompts
 
 
 def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -96,7 +97,7 @@ def test_free_length_takes_every_length_and_no_more(ablation: str, tmp_path: Pat
     for length in range(1, 10):
         ids = make_prompts(3, length).input_ids
         np.testing.assert_allclose(run_logits(session, ids.numpy()), rewritten(ids), rtol=1e-4, atol=1e-4)
-    with pytest.raises(Exception, match="invalid|Invalid|broadcast|shape"):
+    with pytest.raises(Exception, match=r"[Ii]nvalid|broadcast|shape"):
         run_logits(session, make_prompts(1, 10).input_ids.numpy())
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import all_heads, make_model, make_prompts
+
 from exporter.circuit import Circuit, Head
 from exporter.hooks import ablated, hooked_logits, record_replacements
 from exporter.means import compute_replacements
-from tiny import all_heads, make_model, make_prompts
 
 
 def test_a_full_circuit_is_the_dense_model() -> None:
@@ -22,9 +23,14 @@ def test_hooks_are_gone_after_an_exception() -> None:
     model, prompts = make_model(), make_prompts(4, 5)
     before = model.hf(prompts.input_ids).logits
     replacements = record_replacements(model, prompts, ablation="zero", mean="position")
-    with pytest.raises(RuntimeError, match="on purpose"), ablated(model, Circuit(heads=(), mlps=()), replacements):
-        assert not torch.equal(model.hf(prompts.input_ids).logits, before)
-        raise RuntimeError("on purpose")
+
+    def fail_inside() -> None:
+        with ablated(model, Circuit(heads=(), mlps=()), replacements):
+            assert not torch.equal(model.hf(prompts.input_ids).logits, before)
+            raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        fail_inside()
     assert torch.equal(model.hf(prompts.input_ids).logits, before)
 
 

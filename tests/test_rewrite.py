@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny import all_heads, make_model, make_prompts
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from exporter.circuit import Circuit, Head
 from exporter.circuit_model import Attention, CircuitModel
 from exporter.errors import InputError
@@ -11,8 +14,6 @@ from exporter.families import FAMILIES
 from exporter.means import compute_replacements
 from exporter.rewrite import fold_model, rewrite_model
 from exporter.slicing import slice_model
-from tiny import all_heads, make_model, make_prompts
-from transformers import GPT2Config, GPT2LMHeadModel
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,9 @@ def test_empty_sublayers_are_dropped_and_constants_merged() -> None:
     patching = make_prompts(6, 5)
     by_position = rewrite_model(model, Circuit(heads=(Head(1, 0),), mlps=(2,)), patching)
     assert [(s.kind, s.layer) for s in by_position.sublayers()] == [("attention", 1), ("mlp", 2)]
-    assert [None if step.constant is None else tuple(step.constant.shape) for step in by_position.steps] == [(5, 8)] * 1 + [None]
+    assert [None if step.constant is None else tuple(step.constant.shape) for step in by_position.steps] == [
+        (5, 8)
+    ] * 1 + [None]
     assert by_position.W_pos.shape == (5, 8)
     everywhere = rewrite_model(model, Circuit(heads=(Head(1, 0),), mlps=(2,), mean="global"), patching)
     assert all(step.constant is None for step in everywhere.steps)  # vectors went into output biases

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from exporter.circuit import MLP, Circuit, Component, Decision, Head
-from exporter.dataset import Dataset
-from exporter.errors import InputError
-from exporter.loading import LanguageModel
-from exporter.search import find_circuit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import find_circuit_hooked
 from tiny import make_model, make_prompts, models
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from exporter.circuit import MLP, Circuit, Component, Decision, Head
+from exporter.dataset import Dataset
+from exporter.errors import InputError
+from exporter.loading import LanguageModel
+from exporter.search import find_circuit
 
 
 def assert_same_search(found: Circuit, expected: Circuit) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from exporter.circuit import Circuit, Head
-from exporter.dataset import Dataset
-from exporter.loading import LanguageModel
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
+
+from exporter.circuit import Circuit, Head
+from exporter.dataset import Dataset
+from exporter.loading import LanguageModel
 
 VOCAB = 37
 

@@ -1,0 +1,73 @@
+"""Choose each task's default alpha, and write down why: `python benchmarks/sweep_alpha.py` (or `make alphas`).
+
+For every threshold the circuit is searched on the bundled checkpoint, and its accuracy is read on the
+*selection* set; the test set is never touched. The default is the largest threshold whose circuit is
+within one point of the dense model there. The result goes to exporter/tasks/alphas.json, from where
+the tasks take their defaults and every manifest its record of the sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from exporter.evaluate import evaluate_circuit
+from exporter.loading import LanguageModel, load_model
+from exporter.means import compute_replacements
+from exporter.rewrite import fold_model
+from exporter.search import find_circuit
+from exporter.slicing import slice_model
+from exporter.tasks import TASKS, load_task
+
+ALPHAS = (0.005, 0.01, 0.02, 0.04, 0.09, 0.2, 0.4)
+ALLOWED_LOSS = 0.01
+RULE = f"the largest alpha whose accuracy on the selection set is within {ALLOWED_LOSS:.0%} of dense"
+OUT = Path(__file__).parent.parent / "exporter" / "tasks" / "alphas.json"
+
+
+def sweep_task(model: LanguageModel, task: str) -> dict[str, Any]:
+    """Every threshold on one task, and the one that the rule chooses."""
+    data = load_task(task, model.tokenizer)
+    dense = model.dense
+    rows: list[dict[str, Any]] = []
+    for alpha in ALPHAS:
+        start = time.perf_counter()
+        circuit = find_circuit(model, data.patching, data.selection, alpha=alpha)
+        seconds = time.perf_counter() - start
+        sliced = slice_model(
+            dense, circuit, compute_replacements(dense, data.patching, ablation="mean", mean="position")
+        )
+        found = evaluate_circuit(dense.next_token_logits, fold_model(sliced).next_token_logits, data.selection)
+        rows.append(
+            {
+                "alpha": alpha,
+                "kl": circuit.kl,
+                "accuracy": found.circuit.accuracy,
+                "heads": len(circuit.heads),
+                "mlps": len(circuit.mlps),
+                "reduction": 1 - sliced.count_parameters() / dense.count_parameters(),
+            }
+        )
+        print(f"{task}: {rows[-1]} ({seconds:.1f} s)", flush=True)
+    good = [row["alpha"] for row in rows if row["accuracy"] >= found.dense.accuracy - ALLOWED_LOSS]
+    return {
+        "alpha": max(good, default=min(ALPHAS)),
+        "rule": RULE,
+        "model": model.name,
+        "model_sha256": model.sha256,
+        "dense_accuracy": found.dense.accuracy,
+        "sweep": rows,
+    }
+
+
+def main() -> None:
+    """Sweep all tasks on the bundled checkpoint."""
+    model = load_model("bundled")
+    OUT.write_text(json.dumps({task: sweep_task(model, task) for task in TASKS}, indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {OUT}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""The Python API: what the README says runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import exporter
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    assert sorted(exporter.__all__) == exporter.__all__ == sorted(exporter._HOME)
+    for name in exporter.__all__:
+        assert getattr(exporter, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = exporter.nonsense
+
+
+def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, str(README), "exec"), names)
+    assert exporter.Circuit.load("circuit.json") == names["circuit"]
+    loaded, ids = exporter.CircuitModel.load("folder"), names["data"].test.input_ids[:2]
+    assert (loaded(ids) == names["small"](ids)).all()
+    assert len(names["prompts"]) == 1

@@ -1,0 +1,81 @@
+"""CircuitModel: parity with the Hugging Face model, and its file format."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_model, make_prompts, models
+
+from exporter.circuit_model import CircuitModel
+from exporter.errors import InputError
+from exporter.loading import LanguageModel
+
+
+@settings(max_examples=40)
+@given(model=models(), length=st.integers(1, 12), seed=st.integers(0, 99))
+def test_dense_equals_the_hugging_face_model(model: LanguageModel, length: int, seed: int) -> None:
+    ids = make_prompts(3, length, seed=seed).input_ids
+    expected = model.hf(ids).logits
+    torch.testing.assert_close(model.dense(ids), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.dense.next_token_logits(ids), expected[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_an_untied_model_keeps_both_embeddings(tmp_path: Path) -> None:
+    for tied in (True, False):
+        model = make_model(tied=tied).dense
+        assert model.tied is tied
+        model.save(tmp_path)
+        assert CircuitModel.load(tmp_path).tied is tied
+
+
+def test_it_loads_without_transformers(tmp_path: Path) -> None:
+    make_model().dense.save(tmp_path)
+    code = (
+        "import sys; sys.modules['transformers'] = None\n"
+        "import torch; from exporter.circuit_model import CircuitModel\n"
+        f"print(CircuitModel.load({str(tmp_path)!r})(torch.tensor([[1, 2]])).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "torch.Size([1, 2, 37])"
+
+
+def test_prompts_that_are_too_long_are_refused() -> None:
+    with pytest.raises(InputError, match="13 tokens are longer than the model's 12 positions"):
+        make_model().dense(make_prompts(1, 13).input_ids)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "circuit_model.json").unlink(), "cannot load a circuit model"),
+        (lambda folder: (folder / "circuit_model.json").write_text("{"), "cannot load a circuit model"),
+        (lambda folder: (folder / "circuit_model.json").write_text('{"format": 99}'), "this version reads 1"),
+        (lambda folder: (folder / "circuit_model.safetensors").write_bytes(b"x" * 20), "cannot load a circuit model"),
+        (lambda folder: drop_field(folder, "steps"), "not a complete circuit model"),
+    ],
+)
+def test_damaged_files_are_refused(damage: object, message: str, tmp_path: Path) -> None:
+    make_model().dense.save(tmp_path)
+    damage(tmp_path)  # type: ignore[operator]
+    with pytest.raises(InputError, match=message):
+        CircuitModel.load(tmp_path)
+
+
+def drop_field(folder: Path, field: str) -> None:
+    config = json.loads((folder / "circuit_model.json").read_text())
+    del config[field]
+    (folder / "circuit_model.json").write_text(json.dumps(config))
+
+
+def test_families_refuse_what_the_model_cannot_compute() -> None:
+    with pytest.raises(InputError, match="unknown activation 'tanh'"):
+        _ = make_model(activation="tanh").dense
+    with pytest.raises(InputError, match="cross-attention"):
+        _ = make_model(add_cross_attention=True).dense

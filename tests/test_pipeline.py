@@ -1,0 +1,227 @@
+"""The main job end to end, on a small checkpoint with the real tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from conftest import Run
+from test_verify import corrupt
+
+from exporter import pipeline
+from exporter.circuit import Circuit
+from exporter.loading import load_model
+from exporter.manifest import Manifest
+from exporter.onnx_export import OnnxDescription, export_onnx
+from exporter.rewrite import rewrite_model
+from exporter.search import find_circuit
+from exporter.tasks import SplitSizes, load_task
+
+SMALL = ("--patching-prompts", "20", "--selection-prompts", "20", "--test-prompts", "30")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, make_checkpoint: Callable[..., Path]) -> Path:
+    """A folder with one export, made once; nobody changes it."""
+    folder = tmp_path_factory.mktemp("exported")
+    Run().succeeds(
+        "--task", "acronym", "--model", make_checkpoint(), "--out", folder / "m.onnx", *SMALL, "--alpha", "0.001"
+    )  # fmt: skip
+    return folder
+
+
+def test_it_leaves_the_file_and_its_manifest(exported: Path) -> None:
+    assert sorted(path.name for path in exported.iterdir()) == ["m.json", "m.onnx"]
+    manifest = Manifest.load(exported / "m.json")
+    assert manifest.files["m.onnx"].bytes == (exported / "m.onnx").stat().st_size
+    assert manifest.exactness.hooked_vs_rewritten <= manifest.exactness.limit
+    assert manifest.exactness.prompts == manifest.test.n == 30
+    assert set(manifest.ood) == {"template", "words"}
+    assert manifest.circuit["alpha"] == 0.001
+    assert manifest.alpha_sweep is None
+    assert len(manifest.circuit["trace"]) == 2 * 2 + 2
+    assert [latency.batch for latency in manifest.latency] == [1, 32]
+    assert set(manifest.seconds) == {"load", "search", "rewrite", "export", "verify", "evaluate", "measure"}
+
+
+def test_the_file_is_what_the_library_makes_of_the_same_circuit(
+    exported: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """The Python API, step by step, gives the same circuit and the same logits."""
+    model = load_model(make_checkpoint())
+    data = load_task("acronym", model.tokenizer, sizes=SplitSizes(patching=20, selection=20, test=30))
+    circuit = find_circuit(model, data.patching, data.selection, alpha=0.001)
+    assert circuit == Circuit.load(exported / "m.json")
+    logits = rewrite_model(model, circuit, data.patching)(data.test.input_ids)
+    session = onnxruntime.InferenceSession(exported / "m.onnx")
+    found = session.run(["logits"], {"input_ids": data.test.input_ids.numpy()})[0]
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_manifests_sizes_are_those_of_the_model(exported: Path, make_checkpoint: Callable[..., Path]) -> None:
+    hf, manifest = load_model(make_checkpoint()).hf, Manifest.load(exported / "m.json")
+    embeddings = hf.transformer.wte.weight.numel() + hf.transformer.wpe.weight.numel()
+    assert manifest.size.dense == sum(p.numel() for p in hf.parameters()) - embeddings
+    circuit, d_model, d_head = manifest.get_circuit(), 16, 8
+    size = 2 * d_model + len(circuit.mlps) * (8 * d_model**2 + 5 * d_model + 2 * d_model)
+    for layer in (0, 1):
+        n = len(circuit.heads_of(layer))
+        size += n * (4 * d_model * d_head + 3 * d_head) + (d_model + 2 * d_model if n else 0)
+    assert manifest.size.circuit == size
+
+
+def test_inspect_draws_the_circuit(exported: Path, run: Run) -> None:
+    circuit = Circuit.load(exported / "m.json")
+    for name in ("m.onnx", "m.json"):
+        text = run.succeeds("inspect", exported / name)
+        assert text.count("■") == len(circuit.heads) + len(circuit.mlps)
+        assert "acronym" in text
+        assert json.loads(run.succeeds("inspect", exported / name, "--json"))["circuit"] == circuit.to_json()
+
+
+def test_inspect_says_when_the_manifest_is_of_another_file(exported: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "m.onnx").write_bytes((exported / "m.onnx").read_bytes())
+    corrupt(tmp_path / "m.onnx", "W_pos", 0.1)
+    (tmp_path / "m.json").write_text((exported / "m.json").read_text())
+    assert "does not describe this file" in run.succeeds("inspect", tmp_path / "m.onnx")
+
+
+def test_verify_passes_the_file_and_refuses_a_changed_weight(exported: Path, tmp_path: Path, run: Run) -> None:
+    assert json.loads(run.succeeds("verify", exported / "m.onnx", "--json"))["prompts"] == 30
+    assert "is exact on 30 prompts" in run.succeeds("verify", exported / "m.onnx")
+    (tmp_path / "m.onnx").write_bytes((exported / "m.onnx").read_bytes())
+    corrupt(tmp_path / "m.onnx", "W_pos", 0.5)
+    run.fails(4, "rewritten vs onnx: logits differ", "verify", tmp_path / "m.onnx")
+    run.fails(3, "are not those the circuit came from", "verify", exported / "m.onnx", "--model", "bundled")
+
+
+def test_a_corrupted_weight_ends_the_job_and_leaves_nothing(
+    run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_corrupted(model: Any, path: Path, **options: Any) -> OnnxDescription:
+        description = export_onnx(model, path, **options)
+        corrupt(path, "W_pos", 0.5)
+        return description
+
+    monkeypatch.setattr(pipeline, "export_onnx", export_corrupted)
+    message = run.fails(
+        4, "rewritten vs onnx", "--task", "acronym", "--model", make_checkpoint(), "--out", tmp_path / "m.onnx", *SMALL
+    )
+    assert message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_prints_the_manifest_and_nothing_else(
+    run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    (tmp_path / "c.json").write_text('{"heads": [[0, 1]], "mlps": [1], "mean": "global"}')
+    out = run.succeeds(
+        "--task", "greater-than", "--model", make_checkpoint(), "--out", tmp_path / "m.onnx", *SMALL,
+        "--circuit", tmp_path / "c.json", "--json",
+    )  # fmt: skip
+    assert out == (tmp_path / "m.json").read_text()
+    manifest = Manifest.from_json(out)
+    assert manifest.circuit["heads"] == [[0, 1]]
+    assert manifest.circuit["order"] == "given"
+    assert manifest.onnx.inputs == {"input_ids": ["batch", "sequence"]}
+
+
+def test_quiet_prints_nothing_and_seed_changes_the_prompts(
+    run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    (tmp_path / "c.json").write_text('{"heads": [], "mlps": [1]}')
+    hashes = []
+    for seed in ("0", "1"):
+        assert run.succeeds(
+            "--task", "ioi", "--template", "paper", "--model", make_checkpoint(), "--out", tmp_path / "m.onnx", *SMALL,
+            "--circuit", tmp_path / "c.json", "--quiet", "--force", "--seed", seed,
+        ) == ""  # fmt: skip
+        manifest = Manifest.load(tmp_path / "m.json")
+        assert manifest.task.parameters["template"] == "paper"
+        hashes.append(manifest.task.sha256)
+    assert hashes[0] != hashes[1]
+
+
+STAGES = ["load", "search", "rewrite", "export", "verify", "evaluate", "measure"]
+
+INTERRUPTED = """
+import os, signal, sys
+from exporter import __main__, pipeline
+stage = pipeline._Clock.stage
+def strike(self, name):
+    if name == {stage!r}:
+        signal.setitimer(signal.ITIMER_REAL, 0.01)  # somewhere inside
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    return stage(self, name)
+pipeline._Clock.stage = strike
+sys.argv = ["export-circuit", *sys.argv[1:]]
+__main__.main()
+"""
+
+
+@pytest.mark.parametrize(("stage", "before"), [*((stage, "nothing") for stage in STAGES), ("verify", "an older set")])
+def test_ctrl_c_in_any_stage_leaves_what_was_there(
+    stage: str, before: str, exported: Path, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    old = {}
+    if before == "an older set":
+        old = {name: b"old " + name.encode() for name in ("m.onnx", "m.json")}
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+    arguments = ("--task", "acronym", "--model", make_checkpoint(), "--out", tmp_path / "m.onnx", *SMALL, "--force")
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED.format(stage=stage), *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(pipeline.__file__).parent.parent)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "export-circuit: interrupted\n")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_gpt2_smalls_shape_goes_through_all_later_stages(
+    run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """Random weights and a circuit given by hand: two heads, three MLPs."""
+    folder = make_checkpoint(n_layer=12, n_head=12, n_embd=768)
+    (tmp_path / "c.json").write_text('{"heads": [[7, 10], [9, 1]], "mlps": [8, 9, 10]}')
+    run.succeeds(
+        "--task", "acronym", "--model", folder, "--circuit", tmp_path / "c.json", "--out", tmp_path / "m.onnx",
+        "--patching-prompts", "16", "--selection-prompts", "1", "--test-prompts", "16",
+    )  # fmt: skip
+    manifest = Manifest.load(tmp_path / "m.json")
+    assert (manifest.size.dense, manifest.size.circuit) == (85_056_000, 14_571_648)
+    assert manifest.onnx.nodes <= 60
+
+
+def test_the_bundled_model_is_chosen_when_gpt2_cannot_be_had(run: Run, tmp_path: Path) -> None:
+    """Offline, as the whole suite is: one warning line, and the same words in the manifest."""
+    (tmp_path / "c.json").write_text('{"heads": [], "mlps": []}')
+    code, out, err = run.all(
+        "--task", "acronym", "--out", tmp_path / "m.onnx", "--circuit", tmp_path / "c.json", *SMALL, "--json"
+    )
+    assert code == 0
+    (note,) = json.loads(out)["notes"]
+    assert err == f"export-circuit: warning: {note}\n"
+    assert "using the bundled model instead of openai-community/gpt2" in note
+
+
+@pytest.mark.parametrize("task", ["acronym", "greater-than", "ioi"])
+def test_the_default_circuit_of_the_bundled_model_is_faithful_and_half_the_size(
+    task: str, run: Run, tmp_path: Path
+) -> None:
+    run.succeeds("--task", task, "--model", "bundled", "--out", tmp_path / "m.onnx")
+    manifest = Manifest.load(tmp_path / "m.json")
+    assert manifest.test.n == 500
+    assert manifest.test.circuit.accuracy >= manifest.test.dense.accuracy - 0.02
+    assert manifest.size.reduction >= 0.5
+    assert manifest.alpha_sweep["alpha"] == manifest.circuit["alpha"]
+    assert manifest.test.dense.accuracy > 0.95

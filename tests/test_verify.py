@@ -1,0 +1,82 @@
+"""The gate: it passes what is exact, and refuses one changed weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tiny import make_model, make_prompts
+
+from exporter.circuit import Circuit, Head
+from exporter.errors import ExactnessError
+from exporter.onnx_export import export_onnx
+from exporter.rewrite import rewrite_model
+from exporter.verify import verify_export
+
+
+def corrupt(path: Path, name: str, by: float) -> None:
+    """Add to one element of one initializer."""
+    proto = onnx.load(path)
+    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[0] += by
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+    onnx.save(proto, path)
+
+
+class TestGate:
+    model = make_model(n_layers=2, n_heads=2)
+    circuit = Circuit(heads=(Head(0, 1), Head(1, 0)), mlps=(1,))
+    patching, prompts = make_prompts(20, 5, seed=1), make_prompts(40, 5, seed=2)
+
+    def export(self, folder: Path) -> tuple[torch.nn.Module, Path]:
+        rewritten = rewrite_model(self.model, self.circuit, self.patching)
+        export_onnx(rewritten, folder / "m.onnx")
+        return rewritten, folder / "m.onnx"
+
+    def verify(self, rewritten: torch.nn.Module, path: Path) -> object:
+        return verify_export(self.model, self.circuit, rewritten, path, patching=self.patching, prompts=self.prompts)
+
+    def test_passes_an_exact_export(self, tmp_path: Path) -> None:
+        found = self.verify(*self.export(tmp_path))
+        assert 0 <= found.hooked_vs_rewritten <= found.limit
+        assert 0 <= found.rewritten_vs_onnx <= found.limit
+        assert found.prompts == 40
+
+    @pytest.mark.parametrize("name", ["a0.qkv.weight", "a1.out.weight", "m1.in.bias", "W_pos", "W_E"])
+    def test_one_changed_weight_in_the_file_is_refused(self, name: str, tmp_path: Path) -> None:
+        rewritten, path = self.export(tmp_path)
+        corrupt(path, name, 0.5)
+        with pytest.raises(ExactnessError, match="rewritten vs onnx: logits differ by"):
+            self.verify(rewritten, path)
+
+    def test_nan_is_refused(self, tmp_path: Path) -> None:
+        rewritten, path = self.export(tmp_path)
+        corrupt(path, "m1.in.bias", np.nan)
+        with pytest.raises(ExactnessError, match="differ by nan"):
+            self.verify(rewritten, path)
+
+    def test_a_rewriting_that_is_not_the_circuit_is_refused(self, tmp_path: Path) -> None:
+        other = Circuit(heads=(Head(0, 0), Head(1, 0)), mlps=(1,))
+        wrong = rewrite_model(self.model, other, self.patching)
+        export_onnx(wrong, tmp_path / "m.onnx")
+        with pytest.raises(ExactnessError, match="hooked vs rewritten"):
+            self.verify(wrong, tmp_path / "m.onnx")
+
+    def test_means_of_other_prompts_are_refused(self, tmp_path: Path) -> None:
+        wrong = rewrite_model(self.model, self.circuit, make_prompts(20, 5, seed=9))
+        export_onnx(wrong, tmp_path / "m.onnx")
+        with pytest.raises(ExactnessError, match="hooked vs rewritten"):
+            self.verify(wrong, tmp_path / "m.onnx")
+
+    def test_a_file_that_the_checker_refuses(self, tmp_path: Path) -> None:
+        rewritten, path = self.export(tmp_path)
+        proto = onnx.load(path)
+        proto.graph.node[1].op_type = "NoSuchOperator"
+        path.write_bytes(proto.SerializeToString())
+        with pytest.raises(ExactnessError, match=r"ONNX checker refuses m\.onnx"):
+            self.verify(rewritten, path)
