@@ -64,6 +64,29 @@ class Decision:
     removed: bool
 
 
+def decision_to_json(decision: Decision) -> dict[str, Any]:
+    """One entry of a trace."""
+    return {
+        "component": str(decision.component),
+        "kl_before": decision.kl_before,
+        "kl_without": decision.kl_without,
+        "removed": decision.removed,
+    }
+
+
+def decision_from_json(value: Any) -> Decision:
+    """Read one entry of a trace; raises InputError."""
+    try:
+        return Decision(
+            component=parse_component(value["component"]),
+            kl_before=float(value["kl_before"]),
+            kl_without=float(value["kl_without"]),
+            removed=bool(value["removed"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"a trace entry needs component, kl_before, kl_without and removed, not {value!r}") from error
+
+
 @dataclass(frozen=True)
 class Circuit:
     """The heads and MLPs that stay, and what replaces the rest.
@@ -126,15 +149,7 @@ class Circuit:
             "alpha": self.alpha,
             "order": self.order,
             "kl": self.kl,
-            "trace": [
-                {
-                    "component": str(step.component),
-                    "kl_before": step.kl_before,
-                    "kl_without": step.kl_without,
-                    "removed": step.removed,
-                }
-                for step in self.trace
-            ],
+            "trace": [decision_to_json(step) for step in self.trace],
         }
 
     @classmethod
@@ -156,7 +171,7 @@ class Circuit:
             alpha=_number(data.get("alpha"), "alpha"),
             order=data.get("order", "given"),
             kl=_number(data.get("kl"), "kl"),
-            trace=tuple(_decision(step) for step in _list(data.get("trace", []), "trace")),
+            trace=tuple(decision_from_json(step) for step in _list(data.get("trace", []), "trace")),
         )
 
     def save(self, path: str | Path) -> None:
@@ -215,15 +230,3 @@ def _number(value: Any, field: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InputError(f"{field} must be a finite number, not {value!r}")
     return float(value)
-
-
-def _decision(value: Any) -> Decision:
-    try:
-        return Decision(
-            component=parse_component(value["component"]),
-            kl_before=float(value["kl_before"]),
-            kl_without=float(value["kl_without"]),
-            removed=bool(value["removed"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"a trace entry needs component, kl_before, kl_without and removed, not {value!r}") from error

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from exporter.circuit import Ablation, Mean
-from exporter.circuit_model import Attention, CircuitModel
+from exporter.circuit_model import CircuitModel
 from exporter.dataset import Dataset
+from exporter.sublayers import Attention
 
 CHUNK = 64  # prompts a forward pass takes at once, here and in every later stage but the search
 

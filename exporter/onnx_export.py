@@ -20,9 +20,10 @@ import torch
 from onnx_ir import tape
 from torch import Tensor
 
-from exporter.circuit_model import MLP, Attention, CircuitModel, Norm
+from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.rewrite import fold_model
+from exporter.sublayers import MLP, Attention, Norm
 
 OPSET, IR_VERSION = 20, 10
 PRODUCER = "export-circuit"

@@ -14,10 +14,11 @@ from collections.abc import Callable
 from torch import Tensor
 
 from exporter.circuit import Circuit
-from exporter.circuit_model import MLP, Attention, CircuitModel, HasDense, Norm, Step, Sublayer
+from exporter.circuit_model import CircuitModel, HasDense
 from exporter.dataset import Dataset
 from exporter.means import compute_replacements
 from exporter.slicing import add_constants, slice_model
+from exporter.sublayers import MLP, Attention, Norm, Step, Sublayer
 
 Tensors = dict[str, Tensor | None]
 

@@ -4,7 +4,8 @@ From the last layer to the first, and in a layer heads before the MLP, a compone
 good if the KL grows by less than alpha. When a layer's turn comes, everything below it is still
 dense, so its input residual is computed once; removing a component changes the residual after it by
 a difference that one pass gives for all heads of the layer; and above it only what survived is left
-to run, from the topmost surviving attention on for the answer position alone.
+to run, from the topmost surviving attention on for the answer position alone. Positions that open
+every prompt alike are computed once, as a prompt of their own.
 
 Of the vocabulary, a candidate needs one log-sum-exp: with P the dense distribution,
 KL(P || Q) = sum P log P + logsumexp(W_U f) - f . (P W_U), where f is the normalised residual.
@@ -12,7 +13,7 @@ KL(P || Q) = sum P log P + logsumexp(W_U f) - f . (P W_U), where f is the normal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,16 +21,19 @@ import torch
 from torch import Tensor
 
 from exporter.circuit import MLP, Ablation, Circuit, Component, Decision, Head, Mean
-from exporter.circuit_model import Attention, CircuitModel, HasDense, Step, run_to_last
+from exporter.circuit_model import CircuitModel, HasDense
+from exporter.cost import group_by_layer, plan_memory
 from exporter.dataset import Dataset
 from exporter.errors import InputError
-from exporter.means import CHUNK, Replacements, compute_replacements
+from exporter.means import Replacements, compute_replacements
+from exporter.ranks import SOLO, Ranks
 from exporter.slicing import slice_step
-
-_Candidate = tuple[Component, Callable[[], list[Tensor]]]
+from exporter.sublayers import Attention, Step, run_to_last
 
 OnDecision = Callable[[Decision, int, int], None]
 """Called with each decision, how many have been taken, and how many there are."""
+
+_VOCAB_BLOCK = 8192  # tokens whose logits are exponentiated while they are in the cache
 
 
 @torch.inference_mode()
@@ -42,13 +46,19 @@ def find_circuit(
     ablation: Ablation = "mean",
     mean: Mean = "position",
     mlps: bool = True,
+    memory_limit: int | None = None,
+    prior: Sequence[Decision] = (),
+    ranks: Ranks = SOLO,
     on_decision: OnDecision | None = None,
 ) -> Circuit:
     """Remove every component whose removal raises KL(dense || circuit) by less than alpha nats (DESIGN section 4).
 
     Means are taken on `patching`, KL on `selection`, over the whole vocabulary at the answer position.
-    With `mlps=False` MLPs are no candidates and stay. Raises InputError for an alpha that is not above
-    0 and for prompts that do not fit each other.
+    With `mlps=False` MLPs are no candidates and stay. `memory_limit` bounds what the search holds beside
+    the model, in bytes (default: half of what is free). `prior` are the first decisions of the same
+    search when it was cut short: they are carried out without being evaluated again. `ranks` are the
+    processes that share the prompts. Raises InputError for an alpha that is not above 0, for prompts that
+    do not fit each other, and for too little memory.
     """
     if not alpha > 0:
         raise InputError(f"alpha is {alpha}; give a threshold above 0, in nats")
@@ -57,21 +67,23 @@ def find_circuit(
             f"patching prompts have {patching.length} tokens and selection prompts {selection.length}; "
             "means by position need one length (or use mean='global')"
         )
-    dense = model.dense
+    dense = model.dense.on_device(ranks.device)
     replacements = compute_replacements(dense, patching, ablation=ablation, mean=mean)
-    search = _Search(dense, selection, replacements)
-    layers = sorted({sublayer.layer for sublayer in dense.sublayers()}, reverse=True)
+    search = _Search(dense, selection, replacements, ranks, memory_limit)
+    decided = iter(prior)
     total = sum(len(s.heads) if isinstance(s, Attention) else int(mlps) for s in dense.sublayers())
     trace: list[Decision] = []
-    for layer in layers:
-        for decision in search.prune_layer(layer, alpha, mlps):
-            trace.append(decision)
-            if on_decision is not None:
-                on_decision(decision, len(trace), total)
-    heads, kept_mlps = search.kept()
+    for decision in search.run(alpha, mlps, decided):
+        trace.append(decision)
+        if on_decision is not None:
+            on_decision(decision, len(trace), total)
+    removed = {decision.component for decision in trace if decision.removed}
+    attentions = [s for s in dense.sublayers() if isinstance(s, Attention)]
+    heads = {Head(s.layer, index) for s in attentions for index in s.heads}
+    layers = {s.layer for s in dense.sublayers() if not isinstance(s, Attention)}
     return Circuit(
-        heads=heads,
-        mlps=kept_mlps,
+        heads=tuple(heads - removed),
+        mlps=tuple(layer for layer in layers if MLP(layer) not in removed),
         ablation=ablation,
         mean=mean,
         alpha=alpha,
@@ -79,6 +91,63 @@ def find_circuit(
         kl=search.kl,
         trace=tuple(trace),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Residual:
+    """The residual of some prompts, in chunks, and of the opening that they all share.
+
+    opening: (1, opening, d_model), or None where there is none or nothing above reads it. chunks:
+    (prompt, pos, d_model) each.
+    """
+
+    opening: Tensor | None
+    chunks: list[Tensor]
+
+    def through(self, step: Step) -> _Residual:
+        """After one more step, at every position."""
+        chunks = [step(x, opening=self.opening) for x in self.chunks]
+        return _Residual(None if self.opening is None else step(self.opening), chunks)
+
+    def plus(self, other: _Residual) -> _Residual:
+        """With something added at the same positions."""
+        opening = None if self.opening is None or other.opening is None else self.opening + other.opening
+        return _Residual(opening, [x + y for x, y in zip(self.chunks, other.chunks, strict=True)])
+
+    def map(self, function: Callable[[Tensor, int], Tensor]) -> _Residual:
+        """A function of the residual and of the position it starts at, for the opening and for each chunk."""
+        start = 0 if self.opening is None else self.opening.shape[1]
+        opening = None if self.opening is None else function(self.opening, 0)
+        return _Residual(opening, [function(x, start) for x in self.chunks])
+
+
+_Candidate = tuple[Component, Callable[[], _Residual]]  # and what removing it adds to the residual
+
+
+class _DenseResiduals:
+    """The dense residual before each layer: kept before every few, recomputed between, read from the top down."""
+
+    def __init__(self, layers: list[list[Step]], first: _Residual, keep_every: int) -> None:
+        self.layers = layers
+        self.keep_every = keep_every
+        self.before = {0: first}
+        x = first
+        for index, layer in enumerate(layers):
+            if index % keep_every == 0:
+                self.before[index] = x
+            for step in layer:
+                x = x.through(step)
+        self.last = x
+
+    def take(self, index: int) -> _Residual:
+        """The residual before a layer, which is forgotten then."""
+        if index not in self.before:
+            for earlier in range(index - index % self.keep_every, index):
+                x = self.before[earlier]
+                for step in self.layers[earlier]:
+                    x = x.through(step)
+                self.before[earlier + 1] = x
+        return self.before.pop(index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,108 +167,139 @@ class _Target:
         p = log_p.exp()
         return cls((p @ dense.W_U).double(), (p.double() * log_p).sum(-1))
 
-    def kl(self, model: CircuitModel, last: Tensor) -> float:
-        """Sum over prompts of KL(P || Q), Q the distribution that a last residual gives."""
-        normed = model.final_norm(last)
-        logits = normed @ model.W_U.T  # (prompt, vocab)
-        top = logits.argmax(dim=-1)
-        # measured from the top token, so that what all logits share cancels before it is rounded
-        above = (logits - logits.gather(1, top[:, None])).exp_().sum(-1, dtype=torch.float64).log()  # (prompt,)
-        expected = (normed.double() * (self.expected - model.W_U[top].double())).sum(-1)
-        return float((self.negentropy + above - expected).sum())
+    def kl(self, dense: CircuitModel, last: Tensor) -> float:
+        """Sum over prompts of KL(P || Q), Q the distribution that a last residual, (prompt, d_model), gives."""
+        normed = dense.final_norm(last)
+        # a dense prompt's expected logit is near the top: from there on, sums neither overflow nor cancel
+        base = (normed * self.expected.to(normed.dtype)).sum(-1, keepdim=True)  # (prompt, 1)
+        highest = torch.full_like(base, -torch.inf)
+        above = torch.zeros_like(base, dtype=torch.float64)
+        for rows in dense.W_U.split(_VOCAB_BLOCK):
+            logits = torch.addmm(-base, normed, rows.T)  # (prompt, block)
+            top = torch.maximum(highest, logits.amax(-1, keepdim=True))
+            above = above * (highest - top).exp() + logits.sub_(top).exp_().sum(-1, keepdim=True)
+            highest = top
+        rounding = (normed.double() * self.expected).sum(-1) - base.squeeze(-1)  # what base lost
+        return float((self.negentropy + above.log().squeeze(-1) + highest.squeeze(-1) - rounding).sum())
 
 
 class _Search:
     """The dense model, what survives so far, and the KL now."""
 
-    def __init__(self, dense: CircuitModel, selection: Dataset, replacements: Replacements) -> None:
+    def __init__(
+        self, dense: CircuitModel, selection: Dataset, replacements: Replacements, ranks: Ranks, limit: int | None
+    ) -> None:
         self.dense = dense
         self.replacements = replacements
-        self.steps: list[Step] = list(dense.steps)  # pruned above the layer at hand, dense below
-        self.inputs: list[list[Tensor]] = []  # by chunk and step, the dense residual (prompt, pos, d_model)
-        self.targets: list[_Target] = []
+        self.ranks = ranks
         self.n_prompts = len(selection)
         self.kl = 0.0
-        for input_ids in selection.input_ids.split(CHUNK):
-            x, inputs = dense.embed(input_ids), []
-            for step in dense.steps:
-                inputs.append(x)
-                x = step(x)
-            self.inputs.append(inputs)
-            self.targets.append(_Target.of(dense, x[:, -1]))
+        self.above: list[Step] = []  # what survives above the layer at hand
+        self.layers = group_by_layer(dense.steps)
+        ids = ranks.take_share(selection).input_ids.to(ranks.device)
+        plan = plan_memory(dense, len(ids), ids.shape[1], limit)
+        n_opening = _count_shared_positions(selection.input_ids)
+        residual = dense.embed(ids)
+        opening = residual[:1, :n_opening] if n_opening else None
+        first = _Residual(opening, list(residual[:, n_opening:].split(plan.chunk)))
+        self.residuals = _DenseResiduals(self.layers, first, plan.keep_every)
+        self.targets = [_Target.of(dense, x[:, -1]) for x in self.residuals.last.chunks]
 
-    def kept(self) -> tuple[tuple[Head, ...], tuple[int, ...]]:
-        """The heads and MLPs that survive now."""
-        sublayers = [s for step in self.steps for s in step.sublayers]
-        heads = tuple(Head(s.layer, i) for s in sublayers if isinstance(s, Attention) for i in s.heads)
-        return heads, tuple(s.layer for s in sublayers if not isinstance(s, Attention))
+    def run(self, alpha: float, mlps: bool, decided: Iterator[Decision]) -> Iterator[Decision]:
+        """Decide on every component: layers from the last, in a layer its steps in order, heads before MLPs."""
+        for index in reversed(range(len(self.layers))):
+            x, pruned, rest = self.residuals.take(index), [], self.layers[index]
+            for step in self.layers[index]:
+                rest = rest[1:]
+                x, candidates = self._run_dense(step, x, [*rest, *self.above])
+                removed: set[Component] = set()
+                for component, change in candidates:
+                    if isinstance(component, MLP) and not mlps:
+                        continue
+                    without = x.plus(change())
+                    decision = next(decided, None) or self._decide(component, without, [*rest, *self.above], alpha)
+                    assert decision.component == component, "a journal's key pins the order"
+                    if decision.removed:
+                        removed.add(component)
+                        x, self.kl = without, decision.kl_without
+                    yield decision
+                pruned.append(slice_step(step, _circuit_without(step, removed), self.replacements))
+            self.above = [*pruned, *self.above]
 
-    def prune_layer(self, layer: int, alpha: float, mlps: bool) -> Iterator[Decision]:
-        """Decide on every component of one layer; steps in order, so that heads come before the MLP."""
-        places = [i for i, step in enumerate(self.dense.steps) if any(s.layer == layer for s in step.sublayers)]
-        residuals = [inputs[places[0]] for inputs in self.inputs]
-        for place in places:
-            removed: set[Component] = set()
-            residuals, candidates = self._run_dense(place, residuals)
-            for component, difference in candidates:
-                if isinstance(component, MLP) and not mlps:
-                    continue
-                changed = [x + change for x, change in zip(residuals, difference(), strict=True)]
-                kl = self._evaluate(changed, place + 1)
-                decision = Decision(component, self.kl, kl, removed=kl - self.kl < alpha)
-                if decision.removed:
-                    removed.add(component)
-                    residuals, self.kl = changed, kl
-                yield decision
-            self.steps[place] = self._slice(place, removed)
+    def _decide(self, component: Component, without: _Residual, above: list[Step], alpha: float) -> Decision:
+        """Whether a component goes, given the residual without it."""
+        total = 0.0
+        for target, x in zip(self.targets, without.chunks, strict=True):
+            total += target.kl(self.dense, run_to_last(above, x, opening=without.opening))
+        kl = self.ranks.sum(total) / self.n_prompts
+        return Decision(component, self.kl, kl, removed=kl - self.kl < alpha)
 
-    def _run_dense(self, place: int, residuals: list[Tensor]) -> tuple[list[Tensor], list[_Candidate]]:
-        """The residuals after a dense step, by chunk, and what removing each of its components changes.
+    def _run_dense(self, step: Step, x: _Residual, above: list[Step]) -> tuple[_Residual, list[_Candidate]]:
+        """The residual after a dense step, and what removing each of its components adds to it.
 
-        Only the answer position, where nothing above attends.
+        At the answer position alone, where nothing above attends.
         """
-        last = not any(step.attends for step in self.steps[place + 1 :])
-        after = [x[:, -1:] if last else x for x in residuals]
+        last = not any(other.attends for other in above)
+        after = _Residual(None, [chunk[:, -1:] for chunk in x.chunks]) if last else x
         candidates: list[_Candidate] = []
-        for sublayer in self.dense.steps[place].sublayers:
+        for sublayer in step.sublayers:
             if isinstance(sublayer, Attention):
-                z = [sublayer.z(x, last=last) for x in residuals]  # (prompt, pos, head, d_head) each
-                outputs = [sublayer.project(part) for part in z]
-                means = self.replacements.z[sublayer.layer].to(z[0].dtype)
-                for place_of, index in enumerate(sublayer.heads):
-                    change = partial(_head_changes, sublayer, place_of, z, means[-1:] if last else means)
+                z = [sublayer.z(chunk, last=last, opening=x.opening) for chunk in x.chunks]
+                shared = None if last or x.opening is None else sublayer.z(x.opening)
+                seen = _Residual(shared, z)  # (prompt, pos, head, d_head) each
+                output = seen.map(partial(_ignore_start, sublayer.project))
+                mean = self.replacements.z[sublayer.layer].to(seen.chunks[0])
+                for place, index in enumerate(sublayer.heads):
+                    change = partial(_remove_head, sublayer, place, seen, mean, last)
                     candidates.append((Head(sublayer.layer, index), change))
             else:
-                outputs = [sublayer(x, last=last) for x in residuals]
-                mean = self.replacements.mlp[sublayer.layer].to(outputs[0].dtype)
-                change = partial(_mlp_changes, outputs, mean[-1:] if last else mean)
-                candidates.append((MLP(sublayer.layer), change))
-            after = [x + out for x, out in zip(after, outputs, strict=True)]
+                output = after.map(partial(_ignore_start, sublayer))
+                mean = self.replacements.mlp[sublayer.layer].to(output.chunks[0])
+                candidates.append((MLP(sublayer.layer), partial(_remove_mlp, output, mean, last)))
+            after = after.plus(output)
         return after, candidates
 
-    def _evaluate(self, residuals: list[Tensor], start: int) -> float:
-        """KL(dense || circuit) from the residuals before step `start`, by chunk."""
-        total = 0.0
-        for target, x in zip(self.targets, residuals, strict=True):
-            total += target.kl(self.dense, run_to_last(self.steps[start:], x))
-        return total / self.n_prompts
 
-    def _slice(self, place: int, removed: set[Component]) -> Step:
-        step = self.dense.steps[place]
-        heads = [Head(s.layer, i) for s in step.sublayers if isinstance(s, Attention) for i in s.heads]
-        circuit = Circuit(
-            heads=tuple(head for head in heads if head not in removed),
-            mlps=tuple(s.layer for s in step.sublayers if MLP(s.layer) not in removed),
-        )
-        return slice_step(step, circuit, self.replacements)
+def _ignore_start(function: Callable[[Tensor], Tensor], part: Tensor, _start: int) -> Tensor:
+    return function(part)
 
 
-def _head_changes(attention: Attention, place: int, z: list[Tensor], means: Tensor) -> list[Tensor]:
-    """What replacing one head by its mean adds to the residual: (prompt, pos, d_model) for each chunk."""
-    W_O = attention.W_O.unflatten(0, (len(attention.heads), -1))[place]  # (d_head, d_model)
-    return [(means[:, place] - part[:, :, place]) @ W_O for part in z]
+def _remove_head(attention: Attention, place: int, z: _Residual, mean: Tensor, last: bool) -> _Residual:
+    """What replacing one head's z by its mean, (pos or 1, head, d_head), adds to the residual."""
+    W_O: Tensor = attention.W_O.unflatten(0, (len(attention.heads), -1))[place]  # (d_head, d_model)
+
+    def change(part: Tensor, start: int) -> Tensor:
+        return (_rows(mean, start, part.shape[1], last)[:, place] - part[:, :, place]) @ W_O
+
+    return z.map(change)
 
 
-def _mlp_changes(outputs: list[Tensor], mean: Tensor) -> list[Tensor]:
-    """What replacing an MLP's outputs, (prompt, pos, d_model) for each chunk, by their mean adds."""
-    return [mean - output for output in outputs]
+def _remove_mlp(output: _Residual, mean: Tensor, last: bool) -> _Residual:
+    """What replacing an MLP's output by its mean, (pos or 1, d_model), adds to the residual."""
+
+    def change(part: Tensor, start: int) -> Tensor:
+        return _rows(mean, start, part.shape[1], last) - part
+
+    return output.map(change)
+
+
+def _rows(mean: Tensor, start: int, pos: int, last: bool) -> Tensor:
+    """A mean's rows for `pos` positions from `start`, or for the last position; one row serves all."""
+    if mean.shape[0] == 1:
+        return mean
+    return mean[-1:] if last else mean[start : start + pos]
+
+
+def _circuit_without(step: Step, removed: set[Component]) -> Circuit:
+    """What of one step stays."""
+    heads = [Head(s.layer, index) for s in step.sublayers if isinstance(s, Attention) for index in s.heads]
+    return Circuit(
+        heads=tuple(head for head in heads if head not in removed),
+        mlps=tuple(s.layer for s in step.sublayers if MLP(s.layer) not in removed),
+    )
+
+
+def _count_shared_positions(input_ids: Tensor) -> int:
+    """How many positions open every prompt alike; the answer position is never among them."""
+    same = (input_ids == input_ids[:1]).all(dim=0)  # (pos,)
+    return int(same[:-1].long().cumprod(0).sum())

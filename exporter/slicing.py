@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from exporter.circuit import Circuit
-from exporter.circuit_model import Attention, CircuitModel, Step, Sublayer
+from exporter.circuit_model import CircuitModel
 from exporter.means import Replacements
+from exporter.sublayers import Attention, Step, Sublayer
 
 
 def slice_model(dense: CircuitModel, circuit: Circuit, replacements: Replacements) -> CircuitModel:

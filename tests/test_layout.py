@@ -17,9 +17,9 @@ ORDER = [
     "files", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
     "circuit", "dataset",  # plain data
     "tasks",
-    "circuit_model", "families", "checkpoint", "loading",  # the dense model
+    "sublayers", "circuit_model", "families", "checkpoint", "loading",  # the dense model
     "means", "hooks", "slicing",  # component means, the oracle, cutting
-    "search",
+    "cost", "ranks", "journal", "search",
     "rewrite",
     "onnx_export",
     "verify",

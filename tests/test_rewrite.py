@@ -8,12 +8,13 @@ from tiny import all_heads, make_model, make_prompts
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from exporter.circuit import Circuit, Head
-from exporter.circuit_model import Attention, CircuitModel
+from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.families import FAMILIES
 from exporter.means import compute_replacements
 from exporter.rewrite import fold_model, rewrite_model
 from exporter.slicing import slice_model
+from exporter.sublayers import Attention
 
 
 @pytest.fixture(scope="module")

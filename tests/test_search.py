@@ -50,6 +50,35 @@ def test_equals_the_plain_hooked_search(
         assert_same_search(find_circuit(model, patching, selection, **options), expected)
 
 
+@settings(max_examples=30)
+@given(
+    model=models(),
+    length=st.integers(2, 8),
+    shared=st.integers(1, 8),
+    ablation=st.sampled_from(["mean", "zero"]),
+    spare=st.integers(0, 200_000),
+)
+def test_shared_openings_and_little_memory_change_nothing(
+    model: LanguageModel, length: int, shared: int, ablation: str, spare: int
+) -> None:
+    """Prompts that open alike, few of them at once, and residuals recomputed between every few layers."""
+    sets = [make_prompts(n, length, seed=n) for n in (9, 33)]
+    for dataset in sets:
+        dataset.input_ids[:, :shared] = torch.arange(min(shared, length))
+    options = {"alpha": 0.03, "ablation": ablation}
+    expected = find_circuit_hooked(model, *sets, **options)
+    margins = [abs(step.kl_without - step.kl_before - 0.03) for step in expected.trace]
+    least = 2**26 + 400_000  # the fixed part of the plan for prompts of these sizes
+    if min(margins) > 1e-5:
+        assert_same_search(find_circuit(model, *sets, **options, memory_limit=least + spare), expected)
+
+
+def test_too_little_memory_is_said() -> None:
+    sets = make_prompts(9, 5, seed=1), make_prompts(33, 5, seed=2)
+    with pytest.raises(InputError, match=r"the search needs \d+ MiB beside the model for 33 prompts, allowed are 1"):
+        find_circuit(make_model(), *sets, alpha=0.1, memory_limit=2**20)
+
+
 # A GPT-2 set by hand. d_model is 2 and everything is written along (1, -1), so that the residual is one
 # number d: x = (d, -d). With epsilon 1, LayerNorm gives (s, -s), s(d) = d / sqrt(d^2 + 1). d_head is 1 and
 # prompts have one token, so attention passes its value on. Token 0 starts at d = 1, token 1 at d = -1.

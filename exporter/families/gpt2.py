@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from exporter.circuit_model import MLP, Attention, CircuitModel, Norm, Step, Sublayer
+from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.families.family import Family
+from exporter.sublayers import MLP, Attention, Norm, Step, Sublayer
 
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",

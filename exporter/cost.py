@@ -1,0 +1,126 @@
+"""What a search costs, before it is run: FLOPs, bytes, and how to fit it into memory.
+
+With N prompts of T tokens, width d, MLP width m, H heads of width h, vocabulary V (2 FLOPs a
+multiply-add, 4 bytes a number), one pass over P positions of all prompts costs
+
+    MLP                    4 N P d m
+    attention              8 N P d (H h) + 4 N P T (H h)
+    unembedding            2 N V d                 (the answer position only)
+
+and a candidate of layer l costs what lies above it: for a head its layer's MLP and every survivor of
+higher layers, for an MLP those survivors alone, each over P = T positions up to the topmost surviving
+attention and P = 1 from there on, and one unembedding. The dense pass is paid once for each layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import psutil
+
+from exporter.circuit import Circuit, Head
+from exporter.circuit_model import CircuitModel
+from exporter.errors import InputError
+from exporter.sublayers import Attention, Step, Sublayer
+
+_NUMBER = 4  # bytes of a float32
+_MOST_PROMPTS = 128  # in one chunk: larger matrix products gain nothing more
+_SPARE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How many prompts are computed at once, and that every `keep_every`-th layer's residual is kept."""
+
+    chunk: int
+    keep_every: int
+    bytes: int
+
+
+def count_flops(sublayer: Sublayer, n_prompts: int, pos: int, length: int) -> int:
+    """FLOPs of one sublayer's matrix products over `pos` positions that attend to `length`."""
+    if isinstance(sublayer, Attention):
+        d_model, width = sublayer.W_Q.shape
+        # q and the output at `pos` positions, k and v at all
+        return n_prompts * (4 * d_model * width * (pos + length) + 4 * pos * length * width)
+    d_model, d_mlp = sublayer.W_in.shape
+    return 4 * n_prompts * pos * d_model * d_mlp
+
+
+def count_search_flops(dense: CircuitModel, circuit: Circuit, n_prompts: int, length: int) -> int:
+    """The FLOPs that a search that ends in `circuit` cannot avoid: what each candidate changes, and no more."""
+    d_vocab, d_model = dense.W_U.shape
+    total = 0
+    for layer, above in _walk_down(dense, circuit):
+        for step in layer:
+            heads = sum(len(s.heads) for s in step.sublayers if isinstance(s, Attention))
+            mlps = sum(not isinstance(s, Attention) for s in step.sublayers)
+            rest = layer[layer.index(step) + 1 :]
+            own = [s for other in rest for s in other.sublayers]
+            total += (heads + mlps) * (
+                _count_tail([*own, *above], circuit, n_prompts, length) + 2 * n_prompts * d_vocab * d_model
+            )
+    return total
+
+
+def _walk_down(dense: CircuitModel, circuit: Circuit) -> Iterator[tuple[list[Step], list[Sublayer]]]:
+    """Each layer's steps, from the last, with the sublayers that survive above it."""
+    above: list[Sublayer] = []
+    for layer in group_by_layer(dense.steps)[::-1]:
+        yield layer, above
+        kept = [s for step in layer for s in step.sublayers if _survives(s, circuit)]
+        above = [*kept, *above]
+
+
+def _survives(sublayer: Sublayer, circuit: Circuit) -> bool:
+    if isinstance(sublayer, Attention):
+        return any(circuit.keeps(Head(sublayer.layer, index)) for index in sublayer.heads)
+    return sublayer.layer in circuit.mlps
+
+
+def _count_tail(sublayers: list[Sublayer], circuit: Circuit, n_prompts: int, length: int) -> int:
+    """FLOPs of running some sublayers to the answer position; attention counts its surviving heads only."""
+    top = max((i for i, s in enumerate(sublayers) if isinstance(s, Attention)), default=-1)
+    total = 0
+    for index, sublayer in enumerate(sublayers):
+        flops = count_flops(sublayer, n_prompts, length if index < top else 1, length)
+        if isinstance(sublayer, Attention):
+            flops = flops * len(circuit.heads_of(sublayer.layer)) // len(sublayer.heads)
+        total += flops
+    return total
+
+
+def group_by_layer(steps: Sequence[Step]) -> list[list[Step]]:
+    """The steps of each layer, from the first layer to the last."""
+    layers: dict[int, list[Step]] = {}
+    for step in steps:
+        layers.setdefault(step.sublayers[0].layer, []).append(step)
+    return [layers[layer] for layer in sorted(layers)]
+
+
+def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | None) -> MemoryPlan:
+    """Fit a search into `limit` bytes beside the model (default: half of what is free).
+
+    Keeps the residual before each layer if it can, and else recomputes between every few; takes fewer
+    prompts at once where that is not enough. Raises InputError when one prompt at a time is too much.
+    """
+    limit = psutil.virtual_memory().available // 2 if limit is None else limit
+    d_vocab, d_model = dense.W_U.shape
+    n_layers = len(group_by_layer(dense.steps))
+    widest = max((s.W_in.shape[1] for s in dense.sublayers() if not isinstance(s, Attention)), default=d_model)
+    residual = _NUMBER * n_prompts * length * d_model
+    each = _NUMBER * (3 * d_vocab + length * (3 * widest + 8 * d_model))  # of a prompt in a chunk
+    target = n_prompts * (8 * d_model + 8)
+    for keep_every in range(1, n_layers + 1):
+        kept = -(-n_layers // keep_every) + keep_every
+        held = residual * (kept + 6) + target + _SPARE_BYTES  # and z, outputs and a candidate of the layer at hand
+        chunk = min((limit - held) // each, n_prompts, _MOST_PROMPTS)
+        if chunk >= min(16, n_prompts):
+            return MemoryPlan(chunk, keep_every, held + chunk * each)
+    if chunk >= 1:
+        return MemoryPlan(chunk, keep_every, held + chunk * each)
+    raise InputError(
+        f"the search needs {(held + each) / 2**20:.0f} MiB beside the model for {n_prompts} prompts, allowed are "
+        f"{limit / 2**20:.0f}; raise --memory-limit, or give fewer --selection-prompts"
+    )
