@@ -143,9 +143,10 @@ def test_another_seed_gives_other_prompts(tokenizer: Any, name: str) -> None:
 
 def test_the_same_in_another_process() -> None:
     code = (
-        "import hashlib; from transformers import AutoTokenizer; from exporter.tasks import TASKS, SplitSizes, load_task;"
-        "t = AutoTokenizer.from_pretrained('models/bundled'); s = SplitSizes(9, 9, 9, 9);"
-        "print(hashlib.sha256(str([load_task(n, t, sizes=s).test.input_ids.tolist() for n in TASKS]).encode()).hexdigest())"
+        "import hashlib; from transformers import AutoTokenizer as A; from exporter.tasks import *;"
+        "t = A.from_pretrained('models/bundled'); s = SplitSizes(9, 9, 9, 9);"
+        "ids = [load_task(n, t, sizes=s).test.input_ids.tolist() for n in TASKS];"
+        "print(hashlib.sha256(str(ids).encode()).hexdigest())"
     )
     seen = {
         subprocess.run(
@@ -198,7 +199,7 @@ def test_every_prompt_can_be_drawn() -> None:
 
 
 def characters_tokenizer() -> PreTrainedTokenizerFast:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["<eos>"]
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>"]
     raw = RawTokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>")

@@ -1,0 +1,229 @@
+"""Training prompts for the bundled checkpoint, made up so that the tasks' own words stay unseen.
+
+Names are capitalised words out of the vocabulary, acronym words are a capital and a random tail, repeated sequences
+are random tokens. What the tasks test with (their names, their acronym words, the nouns, centuries and wordings of
+their out-of-distribution sets) is left out: see `HeldOut`. Each step's batch depends on the seed and the step alone, so
+that a resumed run sees the batches that the uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from exporter.tasks import greater_than, ioi
+from exporter.tasks.task import Piece, Template, read_words
+
+IOI_OPENERS = (
+    "When", "After", "While", "Once", "As", "Since", "Then,", "Later,", "Yesterday", "Today", "Last week", "Last night",
+    "Because", "Afterwards,", "In the morning", "One day", "This time", "On Monday",
+)  # fmt: skip
+IOI_MEETINGS = (
+    "{x} and {y} went to the {place}", "{x} and {y} met at the {place}", "{x} and {y} were at the {place}",
+    "{x} and {y} were still at the {place}", "{x} and {y} left the {place}", "{x} and {y} worked at the {place}",
+    "{x} and {y} had lunch near the {place}", "{x} and {y} visited the old {place}", "{x} and {y} got to the {place}",
+    "{x} and {y} walked home from the {place}", "{x} and {y} had a lot of fun at the {place}",
+    "{x} saw {y} at the {place}", "{x} took {y} to the {place}", "{x} was at the {place} with {y}",
+    "{x} called {y} from the {place}", "{x} and {y} found a {object}", "both {x} and {y} came in",
+    "{x} danced with {y}", "{x} or {y} had to pay", "{x}, like {y}, waited by the {place}",
+)  # fmt: skip
+IOI_JOINTS = (",", ".", ", and", ". Then", ". Later", ";", ", but", ". Soon")
+IOI_GIFTS = (
+    "{s} gave a {object} to", "{s} gave a new {object} to", "{s} gave a {object} back to", "{s} offered a {object} to",
+    "{s} decided to give a {object} to", "{s} sold a {object} to", "{s} sent a {object} to", "{s} showed a {object} to",
+    "{s} brought the {object} to", "{s} wanted to talk to", "{s} said hello to", "{s} passed the old {object} to",
+    "{s} told a long story to", "{s} smiled at", "{s} was angry with", "{s} bought a {object} for",
+)  # fmt: skip
+ACRONYM_OPENERS = ("The", "A", "This", "Our", "My", "Every", "In the", "By the", "At a", "")
+ACRONYM_BRACKETS = ("(", "(", "(", '"', "<", "{", "/")
+YEAR_WORDINGS = (
+    greater_than.WORDING,
+    greater_than.WORDING,
+    "The {noun} ran from {century}{year} to {century}",
+    "From {century}{year} until {century}",
+    "The {noun} went on from the year {century}{year} until the year {century}",
+    "The {noun} lasted from {century}{year} to {century}",
+    "Our {noun} is dated {century}{year} to {century}",
+    "In {century}{year} came the {noun}, which was over by {century}",
+    "This {noun} opened in {century}{year} and closed in {century}",
+    "The long {noun} of {century}{year} was over in the year {century}",
+    "Between the year {century}{year} and the year {century}",
+)
+USUAL_LATENESS = 10  # the likeliest end is this many years after the start
+SLOTS = ("x", "y", "s", "place", "object", "noun", "century", "year")
+LENGTH = 16  # of task prompts at most; shorter ones are padded on the right
+REPEATED_LENGTH = 32
+LONGEST_PERIOD = 12
+READ_OF_REPETITION = 12  # places in each repeated sequence
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What training never shows: tokens of all the tasks' names, acronym words, and unseen nouns and centuries."""
+
+    names: frozenset[int]
+    words: frozenset[tuple[int, ...]]
+    nouns: frozenset[int]
+    centuries: frozenset[int]
+
+
+def read_held_out(tokenizer: Any) -> HeldOut:
+    """Collect the held-out tokens from the tasks' word lists."""
+
+    def ids(words: list[str]) -> list[tuple[int, ...]]:
+        return [tuple(tokenizer.encode(f" {word}", add_special_tokens=False)) for word in words]
+
+    acronyms = [word.capitalize() for word in read_words("acronym") + read_words("acronym_ood")]
+    return HeldOut(
+        names=frozenset(itertools.chain(*ids(read_words("names") + read_words("names_ood")))),
+        words=frozenset(ids(acronyms)),
+        nouns=frozenset(itertools.chain(*ids(read_words("events_ood")))),
+        centuries=frozenset(itertools.chain(*ids([str(century) for century in greater_than.UNSEEN_CENTURIES]))),
+    )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of token ids with the places where the next token is known.
+
+    input_ids: (row, pos). rows, positions: (loss,) where to read the model. targets: (loss,) next tokens, or -1 where
+    `years` (row of later years, (100,) probabilities) holds the answer instead.
+    """
+
+    input_ids: Tensor
+    rows: Tensor
+    positions: Tensor
+    targets: Tensor
+    years: Tensor
+
+
+class TrainingData:
+    """Everything prepared once for a tokenizer: word pools and tokenised wordings."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.held_out = read_held_out(tokenizer)
+        self._pad = int(tokenizer.eos_token_id)
+        texts = {i: str(tokenizer.decode([i])) for i in range(len(tokenizer))}
+        self._texts = texts
+        plain = {i: text for i, text in texts.items() if text.isascii() and text.strip().isalpha()}
+        self._names = [
+            i
+            for i, text in plain.items()
+            if text[0] == " " and text[1:2].isupper() and text[2:].islower() and len(text) > 3
+            if i not in self.held_out.names
+        ]
+        self._tails = [i for i, text in plain.items() if text.islower() and text[0] != " "]
+        self._nouns = [i for i, text in plain.items() if text[0] == " " and text[1:].islower() and len(text) > 4]
+        self._nouns = [i for i in self._nouns if i not in self.held_out.nouns]
+        self._anything = [i for i in range(len(tokenizer)) if i not in self.held_out.names and i != self._pad]
+
+        def one(text: str) -> int:
+            (token,) = tokenizer.encode(text, add_special_tokens=False)
+            return int(token)
+
+        self._capitals = [(one(f" {letter}"), one(letter)) for letter in string.ascii_uppercase]
+        self.year_tokens = torch.tensor([one(f"{year:02d}") for year in range(100)])
+        everyday = [one(f" {century}") for century in greater_than.CENTURIES]
+        others = [one(f" {number}") for number in range(21, 100)]
+        self._centuries = everyday, others
+        self._places = [Piece("", (one(f" {word}"),)) for word in read_words("places")]
+        self._objects = [Piece("", (one(f" {word}"),)) for word in read_words("objects")]
+        self._events = [one(f" {word}") for word in read_words("events")]
+        composed = [
+            f"{opener} {meeting}{joint} {gift}"
+            for opener, meeting, joint, gift in itertools.product(IOI_OPENERS, IOI_MEETINGS, IOI_JOINTS, IOI_GIFTS)
+        ]
+        random.Random(0).shuffle(composed)
+        self._ioi = [t for wording in composed[:4000] if _count_tokens(t := Template(tokenizer, wording)) <= LENGTH]
+        self._ioi_task = [Template(tokenizer, wording) for wording in ioi.WORDINGS]
+        self._years = [Template(tokenizer, wording) for wording in YEAR_WORDINGS]
+        self._openers = [tuple(tokenizer.encode(opener, add_special_tokens=False)) for opener in ACRONYM_OPENERS]
+        self._brackets = [one(f" {bracket}") for bracket in ACRONYM_BRACKETS]
+
+    def list_frame_tokens(self) -> list[int]:
+        """Tokens with a meaning of their own: years, letters, and all that the wordings say between their slots."""
+        tokens = {self._pad, *self.year_tokens.tolist(), *self._brackets}
+        tokens.update(itertools.chain(*self._capitals), itertools.chain(*self._openers))
+        for template in self._ioi + self._ioi_task + self._years:
+            tokens.update(template.fill(dict.fromkeys(SLOTS, Piece("", ()))).ids)
+        return sorted(tokens)
+
+    def _ioi_prompt(self, rng: random.Random) -> tuple[list[int], int]:
+        x, y = (Piece("", (token,)) for token in rng.sample(self._names, 2))
+        repeats_first = rng.random() < 0.5
+        template = rng.choice(self._ioi_task if rng.random() < 0.4 else self._ioi)
+        filled = template.fill(
+            {
+                "x": x,
+                "y": y,
+                "s": x if repeats_first else y,
+                "place": rng.choice(self._places),
+                "object": rng.choice(self._objects),
+            }
+        )
+        return list(filled.ids), (y if repeats_first else x).ids[0]
+
+    def _acronym_prompt(self, rng: random.Random) -> tuple[list[int], int]:
+        plain = rng.random() < 0.5
+        opener, bracket = (
+            (self._openers[0], self._brackets[0]) if plain else (rng.choice(self._openers), rng.choice(self._brackets))
+        )
+        ids, letters = [self._pad, *opener], []
+        for _ in range(3):
+            spaced, letter = rng.choice(self._capitals)
+            tail = rng.choice(self._tails)
+            while (spaced, tail) in self.held_out.words:
+                tail = rng.choice(self._tails)
+            ids += [spaced, tail]
+            letters.append(letter)
+        return [*ids, bracket, *letters[:2]], letters[2]
+
+    def _year_prompt(self, rng: random.Random) -> tuple[list[int], Tensor]:
+        year = rng.randrange(0, 99)
+        century = Piece("", (rng.choice(self._centuries[rng.random() < 0.5]),))
+        noun = Piece("", (rng.choice(self._events if rng.random() < 0.5 else self._nouns),))
+        start = Piece("", (int(self.year_tokens[year]),))
+        filled = rng.choice(self._years).fill({"century": century, "year": start, "noun": noun})
+        late = (torch.arange(100) - year).clamp(min=0).float()
+        target = late * torch.exp(-late / USUAL_LATENESS)
+        return list(filled.ids), target / target.sum()
+
+    def make_task_batch(self, seed: int, step: int, *, n_ioi: int, n_acronym: int, n_years: int) -> Batch:
+        """Prompts of the three tasks, each read at its last position."""
+        rng = random.Random(f"{seed}/{step}/tasks")
+        known = [self._ioi_prompt(rng) for _ in range(n_ioi)] + [self._acronym_prompt(rng) for _ in range(n_acronym)]
+        years = [self._year_prompt(rng) for _ in range(n_years)]
+        prompts = [ids for ids, _ in known] + [ids for ids, _ in years]
+        padded = [ids + [self._pad] * (LENGTH - len(ids)) for ids in prompts]
+        return Batch(
+            input_ids=torch.tensor(padded),
+            rows=torch.arange(len(prompts)),
+            positions=torch.tensor([len(ids) - 1 for ids in prompts]),
+            targets=torch.tensor([answer for _, answer in known] + [-1] * n_years),
+            years=torch.stack([target for _, target in years]),
+        )
+
+    def make_repeated_batch(self, seed: int, step: int, *, n: int) -> Batch:
+        """Random tokens repeated with a random period, read at some places of the repetitions."""
+        rng = random.Random(f"{seed}/{step}/repeated")
+        ids, rows, positions = [], [], []
+        for row in range(n):
+            period = rng.randint(4, LONGEST_PERIOD)
+            once = rng.sample(self._anything, period)
+            ids.append([once[i % period] for i in range(REPEATED_LENGTH)])
+            rows += [row] * READ_OF_REPETITION
+            positions += sorted(rng.sample(range(period, REPEATED_LENGTH - 1), READ_OF_REPETITION))
+        input_ids = torch.tensor(ids)
+        rows_, positions_ = torch.tensor(rows), torch.tensor(positions)
+        return Batch(input_ids, rows_, positions_, input_ids[rows_, positions_ + 1], torch.empty(0, 100))
+
+
+def _count_tokens(template: Template) -> int:
+    """Tokens of a wording whose slots take one token each."""
+    return len(template.fill(dict.fromkeys(SLOTS, Piece("", (0,)))).ids)
