@@ -61,14 +61,14 @@ bench: .venv/.installed-test  ## Run the benchmarks (BENCH_ARGS="--benchmark-jso
 
 # The wheel must do its job alone: a new environment, an empty folder, nothing of this tree in reach.
 wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone, run it in an empty folder
-	rm -rf build/wheel-test && mkdir -p build/wheel-test/empty
+	rm -rf build && mkdir -p build/wheel-test/empty
 	$(PYTHON) -m venv build/wheel-test/venv
 	build/wheel-test/venv/bin/python $(PIP_INSTALL:install=wheel) --no-deps --wheel-dir build/wheel-test .
 	build/wheel-test/venv/bin/python $(PIP_INSTALL) -c constraints.txt \
 	  "$$(ls build/wheel-test/export_circuit-*.whl)[cpu]"
 	cd build/wheel-test/empty && ../venv/bin/export-circuit --task acronym --model bundled --out model.onnx
 	cd build/wheel-test/empty && ../venv/bin/export-circuit inspect model.onnx && test -s model.json
-	rm -rf build/wheel-test
+	rm -rf build
 
 clean:  ## Remove environments, caches and outputs
 	rm -rf .venv .venv-optimum build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
