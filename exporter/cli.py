@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,6 +66,13 @@ def export(
     patching_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the means are taken on.")] = 250,
     selection_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the search reads.")] = 250,
     test_prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts for the final figures.")] = 500,
+    memory_limit: Annotated[
+        float | None, typer.Option(help="GiB that the search may hold beside the model. Default: half of what is free.")
+    ] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the search runs.")] = "cpu",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the journal of a killed job, and keep it on Ctrl-C.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
@@ -102,6 +110,9 @@ def export(
         seed=seed,
         sizes=SplitSizes(patching=patching_prompts, selection=selection_prompts, test=test_prompts),
         parameters={} if template is None else {"template": template},
+        memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
+        device=device,
+        resume=resume,
         force=force,
     )
     if dry_run:
@@ -110,7 +121,7 @@ def export(
     from exporter.display import JobProgress, render_result
 
     errors, start = _errors(), time.perf_counter()
-    silent = quiet or as_json
+    silent = quiet or as_json or int(os.environ.get("RANK", "0")) > 0
     with JobProgress(errors, disable=silent or not errors.is_terminal) as progress:
         manifest = run_job(
             job,
@@ -118,6 +129,8 @@ def export(
             on_plan=lambda plan: None if quiet else _print_notes(plan.model.notes),
             on_decision=progress.on_decision,
         )
+    if manifest is None:  # a rank that only helped
+        return
     if as_json:
         typer.echo(manifest.to_json(), nl=False)
         return

@@ -41,3 +41,7 @@ class MissingRuntimeError(ExportCircuitError):
     """A device or a runtime (ONNX Runtime, CUDA) that is not there."""
 
     exit_code = 6
+
+
+class LostRankError(MissingRuntimeError):
+    """Another process of a distributed search died or fell silent; the journal stays, for `--resume`."""

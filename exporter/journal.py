@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from exporter.circuit import Decision, decision_from_json, decision_to_json
-from exporter.errors import ExportCircuitError, InputError
+from exporter.errors import ExactnessError, InputError
 
 _FORMAT = 1
 
@@ -27,12 +27,12 @@ def journal_path(out: Path) -> Path:
 
 
 class Journal:
-    """The decisions taken so far, and a file that takes more: `with Journal(path, key) as journal`.
+    """The decisions taken so far, and a file that takes more.
 
     `key` says what is searched (model, data, settings, versions). With `resume`, `decisions` is what an
     earlier process got to; without, the file starts anew. A clean end removes the file, and so do
-    Ctrl-C and our own errors, but not with `resume`. Raises InputError on entering when the file is of
-    another search or damaged.
+    Ctrl-C, bad input and a failed exactness gate, but not with `resume`. Raises InputError on entering
+    when the file is of another search or damaged.
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any], *, resume: bool) -> None:
@@ -57,8 +57,8 @@ class Journal:
     ) -> None:
         if self._file is not None:
             os.close(self._file)
-        ours = isinstance(error, KeyboardInterrupt | ExportCircuitError)
-        if error is None or (ours and not self.resume):
+        over = isinstance(error, KeyboardInterrupt | InputError | ExactnessError)
+        if error is None or (over and not self.resume):
             self.path.unlink(missing_ok=True)
 
     def add(self, decision: Decision) -> None:

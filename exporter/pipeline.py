@@ -8,23 +8,27 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from exporter.circuit import Ablation, Circuit, Mean
+import torch
+
+from exporter.circuit import Ablation, Circuit, Decision, Mean
 from exporter.circuit_model import CircuitModel
-from exporter.errors import InputError, UsageError
+from exporter.errors import InputError, MissingRuntimeError, UsageError
 from exporter.evaluate import evaluate_circuit
 from exporter.families import FAMILIES
 from exporter.files import OutputSet
+from exporter.journal import Journal, journal_path
 from exporter.loading import LanguageModel, load_model
 from exporter.manifest import Manifest, ModelInfo, Origin, Size, TaskInfo, collect_versions, hash_file
 from exporter.means import compute_replacements
 from exporter.measure import Latency, compare_latency
 from exporter.onnx_export import export_onnx
+from exporter.ranks import Ranks, join_ranks
 from exporter.rewrite import fold_model, rewrite_model
 from exporter.runtime import import_onnxruntime
 from exporter.search import OnDecision, find_circuit
@@ -38,7 +42,10 @@ SUFFIXES = (".onnx", ".json")
 
 @dataclass(frozen=True)
 class Job:
-    """What to do. `alpha=None` takes the task's own; a `circuit` file is exported as it is, without a search."""
+    """What to do. `alpha=None` takes the task's own; a `circuit` file is exported as it is, without a search.
+
+    `device` is where the search runs. `resume` goes on from the journal that a killed job left beside `out`.
+    """
 
     task: str
     out: Path | None
@@ -52,6 +59,9 @@ class Job:
     seed: int = 0
     sizes: SplitSizes = DEFAULT_SIZES
     parameters: dict[str, Any] = field(default_factory=dict)
+    memory_limit: int | None = None
+    device: str = "cpu"
+    resume: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -61,6 +71,8 @@ class Job:
             raise UsageError(f"--out is {str(self.out)!r}; give a name that ends in .onnx")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise UsageError(f"--alpha is {self.alpha}; give a threshold above 0, in nats (such as 0.02)")
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"--device is {self.device!r}; choose from cpu, cuda")
         searched = {"--alpha": self.alpha, "--ablation": self.ablation, "--mean": self.mean, "--no-mlps": not self.mlps}
         given = [name for name, value in searched.items() if value]
         if self.circuit is not None and given:
@@ -103,6 +115,23 @@ class Plan:
         """Where the threshold comes from, when it is the task's own."""
         searched_with_default = self.circuit is None and self.job.alpha is None
         return dict(TASKS[self.job.task].sweep) if searched_with_default else None
+
+    @property
+    def search_key(self) -> dict[str, Any]:
+        """All that a search's decisions depend on, for its journal."""
+        job = self.job
+        return {
+            "model": self.model.sha256,
+            "task": self.data.task,
+            "prompts": _hash_sets(self.data),
+            "circuit": None if self.circuit is None else self.circuit.to_json(),
+            "alpha": self.alpha,
+            "ablation": job.ablation or "mean",
+            "mean": job.mean or "position",
+            "mlps": job.mlps,
+            "device": job.device,
+            "versions": collect_versions(),
+        }
 
     @property
     def task_info(self) -> TaskInfo:
@@ -176,29 +205,56 @@ def run_job(
     on_stage: Callable[[str], None] | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     on_decision: OnDecision | None = None,
-) -> Manifest:
+) -> Manifest | None:
     """Do the job and return its manifest; leaves `out` and the manifest beside it, or nothing at all.
 
-    Raises ExactnessError when hooked, rewritten and exported model disagree, InputError for what cannot
-    be read or written, MissingRuntimeError without ONNX Runtime.
+    Under torchrun every rank calls this; all but rank 0 only help to search, and return None. Raises
+    ExactnessError when hooked, rewritten and exported model disagree, InputError for what cannot be read
+    or written, MissingRuntimeError without ONNX Runtime or the device.
     """
     assert job.out is not None
     import_onnxruntime()
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise MissingRuntimeError(
+            "no CUDA device that torch can use; leave --device out, or run `export-circuit doctor`"
+        )
     clock = _Clock(on_stage)
-    with OutputSet(job.out, suffixes=SUFFIXES, force=job.force) as output:
-        with clock.stage("load"):
+    with join_ranks(job.device) as ranks:
+        if not ranks.leads:
             plan = prepare(job)
-        if on_plan is not None:
-            on_plan(plan)
-        with clock.stage("search"):
-            circuit = plan.circuit or _search(plan, on_decision)
-        manifest = _build(plan, circuit, output.path(".onnx"), clock)
-        output.path(".json").write_text(manifest.to_json(), encoding="utf-8")
-        output.commit()
+            decided = cast("list[Decision]", ranks.share(None))
+            if plan.circuit is None:
+                _search(plan, decided, ranks, None)
+            return None
+        with OutputSet(job.out, suffixes=SUFFIXES, force=job.force) as output:
+            with clock.stage("load"):
+                plan = prepare(job)
+            if on_plan is not None:
+                on_plan(plan)
+            with Journal(journal_path(job.out), plan.search_key, resume=job.resume) as journal:
+                with clock.stage("search"):
+                    ranks.share(journal.decisions)
+                    circuit = plan.circuit or _search_with_journal(plan, journal, ranks, on_decision)
+                manifest = _build(plan, circuit, output.path(".onnx"), clock)
+                output.path(".json").write_text(manifest.to_json(), encoding="utf-8")
+                output.commit()
     return manifest
 
 
-def _search(plan: Plan, on_decision: OnDecision | None) -> Circuit:
+def _search_with_journal(plan: Plan, journal: Journal, ranks: Ranks, on_decision: OnDecision | None) -> Circuit:
+    """Search from where the journal is, and write every new decision into it."""
+    known = len(journal.decisions)
+
+    def note(decision: Decision, done: int, total: int) -> None:
+        if done > known:
+            journal.add(decision)
+        if on_decision is not None:
+            on_decision(decision, done, total)
+
+    return _search(plan, journal.decisions[:known], ranks, note)
+
+
+def _search(plan: Plan, decided: Sequence[Decision], ranks: Ranks, on_decision: OnDecision | None) -> Circuit:
     job, data = plan.job, plan.data
     return find_circuit(
         plan.model,
@@ -208,6 +264,9 @@ def _search(plan: Plan, on_decision: OnDecision | None) -> Circuit:
         ablation=job.ablation or "mean",
         mean=job.mean or "position",
         mlps=job.mlps,
+        memory_limit=job.memory_limit,
+        prior=decided,
+        ranks=ranks,
         on_decision=on_decision,
     )
 

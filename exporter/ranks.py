@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 from exporter.dataset import Dataset
-from exporter.errors import InputError
+from exporter.errors import InputError, LostRankError
 
 TIMEOUT = timedelta(seconds=45)
 """How long a rank waits for the others before it gives up: one candidate's time, with room."""
@@ -47,19 +47,32 @@ class Ranks:
         if self.size == 1:
             return value
         total = torch.tensor([value], dtype=torch.float64, device=self.device)
-        distributed.all_reduce(total)
-        return float(total)
+        with _losing_ranks():
+            distributed.all_reduce(total)
+            return float(total)
 
     def share(self, value: object) -> object:
         """Rank 0's value, on every rank."""
         if self.size == 1:
             return value
         values = [value]
-        distributed.broadcast_object_list(values, src=0)
+        with _losing_ranks():
+            distributed.broadcast_object_list(values, src=0)
         return values[0]
 
 
 SOLO = Ranks()
+
+
+@contextmanager
+def _losing_ranks() -> Iterator[None]:
+    """Say what it means when the backend gives up."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo and NCCL: a closed connection, or nothing heard for TIMEOUT
+        raise LostRankError(
+            "another process of this search died or does not answer; start all of them again with --resume"
+        ) from error
 
 
 @contextmanager
@@ -75,7 +88,8 @@ def join_ranks(device: str = "cpu") -> Iterator[Ranks]:
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
+    with _losing_ranks():
+        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=TIMEOUT)
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), device)
     finally:

@@ -95,9 +95,10 @@ class _Difference:
 
     def add(self, reference: Tensor, other: Tensor) -> None:
         """Take in logits of (batch, pos, vocab)."""
-        difference = float((reference - other).abs().max())
+        low, high = (reference - other).aminmax()  # NaN if any is
+        difference = float(torch.maximum(-low, high))
         self.largest = difference if not difference <= self.largest else self.largest  # NaN stays
-        self.scale = max(self.scale, float(reference.abs().max()))
+        self.scale = max(self.scale, *(abs(float(bound)) for bound in reference.aminmax()))
         ours, theirs = reference.argmax(-1, keepdim=True), other.argmax(-1, keepdim=True)  # (batch, pos, 1)
         gap = reference.gather(-1, ours) - reference.gather(-1, theirs)
         self.flips += gap[ours != theirs].tolist()

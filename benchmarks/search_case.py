@@ -1,0 +1,165 @@
+"""One search, timed in a process of its own: `python benchmarks/search_case.py --shape small --survivors few`.
+
+The model is random (GPT-2's initialisation, the shape of GPT-2 Small, Medium or Large), with the output
+weights of a few heads and MLPs scaled up, so that these survive and the rest goes, as in a trained model.
+Prints one JSON line: seconds, the circuit's size, peak memory, the FLOPs that no algorithm of this kind
+avoids (`exporter.cost`), the rate of this machine's matrix products in the same run, and the share of
+it that the search reached. With `--hooked N`, N candidates of every third layer are also evaluated by
+plain hooked forwards, which must give the same KL, and the whole plain search is extrapolated from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from exporter.circuit import MLP, Circuit, Decision, Head
+from exporter.cost import count_search_flops, plan_memory
+from exporter.dataset import Dataset
+from exporter.hooks import ablated, record_replacements
+from exporter.loading import LanguageModel
+from exporter.search import find_circuit
+
+SHAPES = {  # layers, heads, width
+    "bundled": (6, 8, 256),
+    "small": (12, 12, 768),
+    "medium": (24, 16, 1024),
+    "large": (36, 20, 1280),
+}
+SURVIVORS = {  # how many heads and MLPs are scaled up, in the upper two thirds of the layers
+    "few": (5, 4),
+    "all-mlps": (12, None),
+}
+SCALE = 12.0
+ALPHA = 0.05
+
+
+def make_case(shape: str, survivors: str) -> tuple[LanguageModel, Circuit]:
+    """The model, and the circuit of what was scaled up."""
+    n_layers, n_heads, d_model = SHAPES[shape]
+    torch.manual_seed(0)
+    with torch.no_grad():
+        hf = GPT2LMHeadModel(GPT2Config(n_layer=n_layers, n_head=n_heads, n_embd=d_model)).eval().requires_grad_(False)
+        n_strong_heads, n_strong_mlps = SURVIVORS[survivors]
+        upper = range(n_layers // 3, n_layers)
+        heads = [Head(upper[(3 * i + 2) % len(upper)], (5 * i + 1) % n_heads) for i in range(n_strong_heads)]
+        mlps = range(n_layers) if n_strong_mlps is None else [upper[-1 - 2 * i] for i in range(n_strong_mlps)]
+        d_head = d_model // n_heads
+        for head in heads:
+            rows = slice(head.index * d_head, (head.index + 1) * d_head)
+            hf.transformer.h[head.layer].attn.c_proj.weight[rows] *= SCALE
+        for layer in mlps:
+            hf.transformer.h[layer].mlp.c_proj.weight *= SCALE
+    model = LanguageModel(name=shape, revision=None, sha256="", family="gpt2", hf=hf, tokenizer=None)
+    return model, Circuit(heads=tuple(heads), mlps=tuple(mlps))
+
+
+def make_prompts(n: int, length: int, seed: int) -> Dataset:
+    ids = torch.randint(50257, (n, length), generator=torch.Generator().manual_seed(seed))
+    return Dataset(ids, ids[:, 0].contiguous())
+
+
+def measure_gemm_rate(rows: int, d_model: int, *, seconds: float = 1.0) -> float:
+    """FLOPs a second of a float32 matrix product of an MLP's shape, the best of a second's worth."""
+    a, b = torch.randn(rows, d_model), torch.randn(d_model, 4 * d_model)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * d_model * 4 * d_model / best
+
+
+def time_hooked(
+    model: LanguageModel, circuit: Circuit, patching: Dataset, selection: Dataset, n: int
+) -> tuple[float, float, int]:
+    """Seconds of a plain hooked evaluation, how far its KL is from the trace's at most, and how many were tried."""
+    replacements = record_replacements(model, patching, ablation="mean", mean="position")
+    n_layers, n_heads = model.hf.config.n_layer, model.hf.config.n_head
+    everything = [Head(layer, i) for layer in range(n_layers) for i in range(n_heads)]
+
+    @torch.inference_mode()
+    def log_probabilities(removed: set[Any]) -> torch.Tensor:
+        kept = Circuit(
+            heads=tuple(h for h in everything if h not in removed),
+            mlps=tuple(layer for layer in range(n_layers) if MLP(layer) not in removed),
+        )
+        with ablated(model, kept, replacements):
+            logits = model.hf(selection.input_ids, logits_to_keep=1, use_cache=False).logits[:, -1]
+        return torch.log_softmax(logits.double(), dim=-1)
+
+    log_p = log_probabilities(set())
+    sampled = [i for i, step in enumerate(circuit.trace) if step.component.layer % 3 == 0]
+    sampled = sampled[:: max(1, len(sampled) // n)][:n]
+    times, worst = [], 0.0
+    for index in sampled:
+        step: Decision = circuit.trace[index]
+        removed = {s.component for s in circuit.trace[:index] if s.removed} | {step.component}
+        start = time.perf_counter()
+        log_q = log_probabilities(removed)
+        times.append(time.perf_counter() - start)
+        kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        worst = max(worst, abs(kl - step.kl_without))
+    return sum(times) / len(times), worst, len(times)
+
+
+def run_case(shape: str, survivors: str, n_prompts: int, length: int, hooked: int) -> dict[str, Any]:
+    """Everything about one case."""
+    model, expected = make_case(shape, survivors)
+    patching, selection = make_prompts(n_prompts, length, 1), make_prompts(n_prompts, length, 2)
+    rate_before = measure_gemm_rate(n_prompts * length, SHAPES[shape][2])
+    start = time.perf_counter()
+    circuit = find_circuit(model, patching, selection, alpha=ALPHA)
+    seconds = time.perf_counter() - start
+    rate = max(rate_before, measure_gemm_rate(n_prompts * length, SHAPES[shape][2]))
+    flops = count_search_flops(model.dense, circuit, n_prompts, length)
+    found = {
+        "shape": shape,
+        "survivors": survivors,
+        "prompts": n_prompts,
+        "length": length,
+        "threads": torch.get_num_threads(),
+        "seconds": round(seconds, 2),
+        "candidates": len(circuit.trace),
+        "heads": len(circuit.heads),
+        "mlps": len(circuit.mlps),
+        "as_planted": (circuit.heads, circuit.mlps) == (expected.heads, expected.mlps),
+        "peak_rss_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "planned_gib": round(plan_memory(model.dense, n_prompts, length, None).bytes / 2**30, 2),
+        "tera_flops": round(flops / 1e12, 3),
+        "gemm_gflops_per_s": round(rate / 1e9, 1),
+        "share_of_limit": round(flops / rate / seconds, 3),
+    }
+    if hooked:
+        each, worst, n = time_hooked(model, circuit, patching, selection, hooked)
+        whole = each * len(circuit.trace)
+        found |= {
+            "hooked_sample": n,
+            "hooked_seconds_each": round(each, 3),
+            "hooked_seconds_extrapolated": round(whole, 1),
+            "largest_kl_difference": worst,
+            "speedup": round(whole / seconds, 2),
+        }
+    return found
+
+
+def main() -> None:
+    """Read the case from the command line and print its figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--survivors", choices=SURVIVORS, default="few")
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--length", type=int, default=11)
+    parser.add_argument("--hooked", type=int, default=0)
+    given = parser.parse_args()
+    print(json.dumps(run_case(given.shape, given.survivors, given.prompts, given.length, given.hooked)))
+
+
+if __name__ == "__main__":
+    main()
