@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-optimum lint format bench wheel-test clean check-python
+.PHONY: help demo test test-optimum lint format bench alphas results wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -58,6 +58,12 @@ format: .venv/.installed-test  ## Let ruff mend what it can
 
 bench: .venv/.installed-test  ## Run the benchmarks (BENCH_ARGS="--benchmark-json=out.json")
 	.venv/bin/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
+
+alphas: .venv/.installed  ## Choose the tasks' default thresholds anew (minutes)
+	.venv/bin/python benchmarks/sweep_alpha.py
+
+results: .venv/.installed  ## Run the main job on every task and write the README's table
+	.venv/bin/python benchmarks/main_job.py
 
 # The wheel must do its job alone: a new environment, an empty folder, nothing of this tree in reach.
 wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone, run it in an empty folder

@@ -1,8 +1,8 @@
 """Choose each task's default alpha, and write down why: `python benchmarks/sweep_alpha.py` (or `make alphas`).
 
 For every threshold the circuit is searched on the bundled checkpoint, and its accuracy is read on the
-*selection* set; the test set is never touched. The default is the largest threshold whose circuit is
-within one point of the dense model there. The result goes to exporter/tasks/alphas.json, from where
+*selection* set; the test set is never touched. The default is the threshold of the smallest circuit that
+is faithful there: accuracy within one point of dense, and a total KL that is bounded. The result goes to exporter/tasks/alphas.json, from where
 the tasks take their defaults and every manifest its record of the sweep.
 """
 
@@ -22,8 +22,11 @@ from exporter.slicing import slice_model
 from exporter.tasks import TASKS, load_task
 
 ALPHAS = (0.005, 0.01, 0.02, 0.04, 0.09, 0.2, 0.4)
-ALLOWED_LOSS = 0.01
-RULE = f"the largest alpha whose accuracy on the selection set is within {ALLOWED_LOSS:.0%} of dense"
+ALLOWED_LOSS, ALLOWED_KL = 0.01, 0.15
+RULE = (
+    f"the smallest circuit whose accuracy on the selection set is within {ALLOWED_LOSS:.0%} of dense "
+    f"and whose KL there is at most {ALLOWED_KL} nats; of equal ones the smallest alpha"
+)
 OUT = Path(__file__).parent.parent / "exporter" / "tasks" / "alphas.json"
 
 
@@ -51,15 +54,20 @@ def sweep_task(model: LanguageModel, task: str) -> dict[str, Any]:
             }
         )
         print(f"{task}: {rows[-1]} ({seconds:.1f} s)", flush=True)
-    good = [row["alpha"] for row in rows if row["accuracy"] >= found.dense.accuracy - ALLOWED_LOSS]
     return {
-        "alpha": max(good, default=min(ALPHAS)),
+        "alpha": choose_alpha(rows, found.dense.accuracy),
         "rule": RULE,
         "model": model.name,
         "model_sha256": model.sha256,
         "dense_accuracy": found.dense.accuracy,
         "sweep": rows,
     }
+
+
+def choose_alpha(rows: list[dict[str, Any]], dense_accuracy: float) -> float:
+    """Apply RULE; the smallest threshold where nothing is faithful."""
+    good = [r for r in rows if r["accuracy"] >= dense_accuracy - ALLOWED_LOSS and r["kl"] <= ALLOWED_KL]
+    return min(good or rows[:1], key=lambda row: (-row["reduction"], row["alpha"]))["alpha"]
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def torchrun(*arguments: object, processes: int = 2) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", processes, "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
     return subprocess.Popen(
         [*map(str, command), "-m", "exporter", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
