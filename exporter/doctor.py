@@ -15,8 +15,8 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 
 from exporter.errors import InputError, MissingRuntimeError
-from exporter.hub import hub_answers, is_offline
-from exporter.loading import GPT2_SMALL, bundled_path
+from exporter.hub import GPT2_SMALL, hub_answers, is_offline
+from exporter.loading import bundled_path
 from exporter.runtime import import_onnxruntime
 
 Status = Literal["ok", "warn", "missing"]

@@ -16,12 +16,11 @@ from exporter.checkpoint import hash_files, load_tokenizer, load_weights, read_c
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.families import FAMILIES
-from exporter.hub import HubError, fetch_snapshot
+from exporter.hub import GPT2_SMALL, HubError, fetch_snapshot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-GPT2_SMALL = "openai-community/gpt2"
 _AUTO_SECONDS = 4.0
 _NAMED_SECONDS = 30.0
 

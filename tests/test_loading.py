@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from exporter.errors import InputError
-from exporter.hub import fetch_snapshot
-from exporter.loading import GPT2_SMALL, LanguageModel, bundled_path, load_model
+from exporter.hub import GPT2_SMALL, fetch_snapshot
+from exporter.loading import LanguageModel, bundled_path, load_model
 
 Save = Callable[..., Path]
 
@@ -266,6 +266,21 @@ def test_a_folder_is_preferred_to_a_hub_name_and_a_keyword_to_a_folder(
 def test_a_revision_is_for_hub_names(source: str, save_gpt2: Save) -> None:
     with pytest.raises(InputError, match="is for a hub name"):
         load_model(save_gpt2() if source == "folder" else source, revision="main")
+
+
+def test_whether_the_hub_answers(hub: FakeHub, save_gpt2: Save, unused_port: int, tmp_path: Path) -> None:
+    code = "from exporter.hub import hub_answers; print(hub_answers(seconds=10))"
+
+    def ask(url: str) -> str:
+        env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        env |= {"HF_ENDPOINT": url, "NO_PROXY": "127.0.0.1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
+
+    assert ask(hub.url) == "True\n"  # though it has no model at all
+    fill_hub(hub, save_gpt2)
+    assert ask(hub.url) == "True\n"
+    assert ask(f"http://127.0.0.1:{unused_port}") == "False\n"
 
 
 @pytest.mark.network
