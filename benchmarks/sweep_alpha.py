@@ -2,8 +2,9 @@
 
 For every threshold the circuit is searched on the bundled checkpoint, and its accuracy is read on the
 *selection* set; the test set is never touched. The default is the threshold of the smallest circuit that
-is faithful there: accuracy within one point of dense, and a total KL that is bounded. The result goes to exporter/tasks/alphas.json, from where
-the tasks take their defaults and every manifest its record of the sweep.
+is faithful there: accuracy within one point of dense, and a total KL that is bounded. The result goes to
+exporter/tasks/alphas.json, from where the tasks take their defaults and every manifest its record of
+the sweep.
 """
 
 from __future__ import annotations

@@ -52,9 +52,8 @@ def evaluate_circuit(dense: NextTokenLogits, circuit: NextTokenLogits, dataset: 
     for start in range(0, len(dataset), CHUNK):
         part = dataset[start : start + CHUNK]
         dense_logits, circuit_logits = dense(part.input_ids), circuit(part.input_ids)
-        log_p = torch.log_softmax(dense_logits.double(), dim=-1)  # (prompt, vocab)
-        log_q = torch.log_softmax(circuit_logits.double(), dim=-1)
-        kl += float((log_p.exp() * (log_p - log_q)).sum())
+        log_p, log_q = dense_logits.log_softmax(-1), circuit_logits.log_softmax(-1)  # (prompt, vocab)
+        kl += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
         dense_top, circuit_top = dense_logits.argmax(-1), circuit_logits.argmax(-1)
         agree += int((dense_top == circuit_top).sum())
         dense_right += int(part.is_answer(dense_top).sum())

@@ -132,10 +132,12 @@ def _ask_hub(name: str, revision: str | None, seconds: float) -> None:
     except HFValidationError as error:
         raise HubError(name, _first_line(error), "write a hub name as org/name") from error
     except Exception as error:  # httpx's, requests' and the hub's own errors all mean the same here
-        reason = "no answer" if isinstance(error, TimeoutError) else _first_line(error)
+        is_timeout = isinstance(error, TimeoutError) or "Timeout" in type(error).__name__
+        is_connection = "Connect" in type(error).__name__  # httpx's and requests' errors share no base
+        reason = f"no answer within {seconds:g} s" if is_timeout else "no connection" if is_connection else ""
         raise HubError(
             name,
-            f"it is not in the local cache, and the hub cannot be reached ({reason} within {seconds:g} s)",
+            f"it is not in the local cache, and the hub cannot be reached ({reason or _first_line(error)})",
             "check the network, or give a folder",
         ) from error
 
@@ -162,7 +164,7 @@ def _within(seconds: float, call: Callable[[], Answer]) -> Answer:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+    return lines[0][:100] if lines else type(error).__name__
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def compare_latency(
     input_ids: torch.Tensor,
     *,
     blocks: int = 7,
-    block_seconds: float = 0.25,
+    block_seconds: float = 0.15,
     threads: int | None = None,
 ) -> Latency:
     """Time two ONNX files on the same (batch, pos) prompts, on the CPU, in alternating blocks.

@@ -23,6 +23,7 @@ from exporter.runtime import open_session, run_logits
 
 TOLERANCE = 1e-4
 ORDINARY_SCALE = 30.0  # up to here the tolerance is absolute; larger logits round more coarsely
+MOST_PROMPTS = 200  # of those given; each counts at every position
 _CHUNK = 32  # prompts whose logits at every position are held three times
 
 
@@ -46,13 +47,14 @@ def verify_export(
     patching: Dataset,
     prompts: Dataset,
 ) -> Exactness:
-    """Compare the three on `prompts`; `patching` gives the hooked model its means.
+    """Compare the three on the first 200 of `prompts`, at every position; `patching` gives the hooked model its means.
 
     Differences must not exceed 1e-4, or 1e-4 / 30 of the largest logit where that is more; the top
     token must be the same at every position, but for ties within the limit. The file must pass the
     ONNX checker. Raises ExactnessError that names what disagrees and by how much.
     """
     check_file(path)
+    prompts = prompts[:MOST_PROMPTS]
     session = open_session(path)
     replacements = record_replacements(model, patching, ablation=circuit.ablation, mean=circuit.mean)
     pairs = {"hooked_vs_rewritten": _Difference(), "rewritten_vs_onnx": _Difference()}

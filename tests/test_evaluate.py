@@ -28,7 +28,7 @@ def test_kl_accuracy_and_agreement_by_hand() -> None:
     expected = (
         0.8 * math.log(0.8 / 0.6) + 0.2 * math.log(0.2 / 0.4) + 0.6 * math.log(0.6 / 0.2) + 0.4 * math.log(0.4 / 0.8)
     ) / 2
-    assert found.kl == pytest.approx(expected, rel=1e-6)
+    assert found.kl == pytest.approx(expected, rel=1e-5)  # float32 logits
     assert (found.dense.accuracy, found.circuit.accuracy, found.agreement, found.n) == (0.5, 1.0, 0.5, 2)
 
 
