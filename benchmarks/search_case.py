@@ -1,7 +1,8 @@
 """One search, timed in a process of its own: `python benchmarks/search_case.py --shape small --survivors few`.
 
 The model is random (GPT-2's initialisation, the shape of GPT-2 Small, Medium or Large), with the output
-weights of a few heads and MLPs scaled up, so that these survive and the rest goes, as in a trained model.
+weights of all but a few heads and MLPs scaled down, so that these few survive and the rest goes, as in
+a trained model.
 Prints one JSON line: seconds, the circuit's size, peak memory, the FLOPs that no algorithm of this kind
 avoids (`exporter.cost`), the rate of this machine's matrix products in the same run, and the share of
 it that the search reached. With `--hooked N`, N candidates of every third layer are also evaluated by
@@ -32,16 +33,16 @@ SHAPES = {  # layers, heads, width
     "medium": (24, 16, 1024),
     "large": (36, 20, 1280),
 }
-SURVIVORS = {  # how many heads and MLPs are scaled up, in the upper two thirds of the layers
+SURVIVORS = {  # how many heads and MLPs keep their weights, in the upper two thirds of the layers
     "few": (5, 4),
     "all-mlps": (12, None),
 }
-SCALE = 12.0
-ALPHA = 0.05
+WEAK, STRONG_MLP = 0.003, 0.3  # a random MLP says more than a random head: this makes them equals
+ALPHA = 0.0003
 
 
 def make_case(shape: str, survivors: str) -> tuple[LanguageModel, Circuit]:
-    """The model, and the circuit of what was scaled up."""
+    """The model, and the circuit of what was not scaled down."""
     n_layers, n_heads, d_model = SHAPES[shape]
     torch.manual_seed(0)
     with torch.no_grad():
@@ -51,11 +52,11 @@ def make_case(shape: str, survivors: str) -> tuple[LanguageModel, Circuit]:
         heads = [Head(upper[(3 * i + 2) % len(upper)], (5 * i + 1) % n_heads) for i in range(n_strong_heads)]
         mlps = range(n_layers) if n_strong_mlps is None else [upper[-1 - 2 * i] for i in range(n_strong_mlps)]
         d_head = d_model // n_heads
-        for head in heads:
-            rows = slice(head.index * d_head, (head.index + 1) * d_head)
-            hf.transformer.h[head.layer].attn.c_proj.weight[rows] *= SCALE
-        for layer in mlps:
-            hf.transformer.h[layer].mlp.c_proj.weight *= SCALE
+        for layer, block in enumerate(hf.transformer.h):
+            block.mlp.c_proj.weight *= STRONG_MLP if layer in mlps else WEAK
+            for index in range(n_heads):
+                if Head(layer, index) not in heads:
+                    block.attn.c_proj.weight[index * d_head : (index + 1) * d_head] *= WEAK
     model = LanguageModel(name=shape, revision=None, sha256="", family="gpt2", hf=hf, tokenizer=None)
     return model, Circuit(heads=tuple(heads), mlps=tuple(mlps))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.circuit import Circuit
 from exporter.errors import InputError
+from exporter.files import recover
 from exporter.manifest import Manifest, ModelInfo, Origin, TaskInfo, hash_file
 from exporter.onnx_export import OnnxDescription, describe_onnx
 
@@ -39,6 +40,7 @@ class Inspection:
 
 def inspect_file(path: Path) -> Inspection:
     """Read `model.onnx` or `model.json`; raises InputError for anything else."""
+    recover(path.with_suffix(".onnx"))
     if not path.is_file():
         raise InputError(f"no file {str(path)!r}; give a model.onnx or a model.json that export-circuit wrote")
     if path.suffix == ".json":

@@ -21,7 +21,7 @@ from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError, MissingRuntimeError, UsageError
 from exporter.evaluate import evaluate_circuit
 from exporter.families import FAMILIES
-from exporter.files import OutputSet
+from exporter.files import OutputSet, recover
 from exporter.journal import Journal, journal_path
 from exporter.loading import LanguageModel, load_model
 from exporter.manifest import Manifest, ModelInfo, Origin, Size, TaskInfo, collect_versions, hash_file
@@ -333,6 +333,7 @@ def reverify(path: Path, *, model: str | None = None) -> Exactness:
     `model` is where to load the dense model from now (default: where it came from). Raises InputError
     when the file or the model is not the right one, ExactnessError when logits differ.
     """
+    recover(path)
     origin = Origin.read(path)
     loaded = load_model(model or origin.model.name, revision=None if model else origin.model.revision)
     if loaded.sha256 != origin.model.sha256:

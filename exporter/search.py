@@ -33,7 +33,7 @@ from exporter.sublayers import Attention, Step, run_to_last
 OnDecision = Callable[[Decision, int, int], None]
 """Called with each decision, how many have been taken, and how many there are."""
 
-_VOCAB_BLOCK = 8192  # tokens whose logits are exponentiated while they are in the cache
+_VOCAB_BLOCK = 2048  # tokens whose logits are exponentiated while they are in the cache
 
 
 @torch.inference_mode()
@@ -170,17 +170,17 @@ class _Target:
     def kl(self, dense: CircuitModel, last: Tensor) -> float:
         """Sum over prompts of KL(P || Q), Q the distribution that a last residual, (prompt, d_model), gives."""
         normed = dense.final_norm(last)
-        # a dense prompt's expected logit is near the top: from there on, sums neither overflow nor cancel
-        base = (normed * self.expected.to(normed.dtype)).sum(-1, keepdim=True)  # (prompt, 1)
+        # a dense prompt's expected logit is near the top: measured from there, sums do not cancel
+        base = (normed * self.expected.to(normed.dtype)).sum(-1)  # (prompt,)
         highest = torch.full_like(base, -torch.inf)
         above = torch.zeros_like(base, dtype=torch.float64)
         for rows in dense.W_U.split(_VOCAB_BLOCK):
-            logits = torch.addmm(-base, normed, rows.T)  # (prompt, block)
-            top = torch.maximum(highest, logits.amax(-1, keepdim=True))
-            above = above * (highest - top).exp() + logits.sub_(top).exp_().sum(-1, keepdim=True)
+            logits = torch.mm(rows, normed.T).sub_(base)  # (block, prompt): tokens first is the faster product
+            top = torch.maximum(highest, logits.amax(0))
+            above = above * (highest - top).exp() + logits.sub_(top).exp_().sum(0)
             highest = top
-        rounding = (normed.double() * self.expected).sum(-1) - base.squeeze(-1)  # what base lost
-        return float((self.negentropy + above.log().squeeze(-1) + highest.squeeze(-1) - rounding).sum())
+        rounding = (normed.double() * self.expected).sum(-1) - base  # what base lost
+        return float((self.negentropy + above.log() + highest - rounding).sum())
 
 
 class _Search:
