@@ -45,19 +45,28 @@ class Journal:
 
     def __enter__(self) -> Journal:
         end = self._read() if self.resume and self.path.exists() else 0
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        os.ftruncate(self._file, end)
-        os.lseek(self._file, end, os.SEEK_SET)
-        if end == 0:
-            self._append({"journal": _FORMAT, "key": self._key})
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            os.ftruncate(self._file, end)
+            os.lseek(self._file, end, os.SEEK_SET)
+            if end == 0:
+                self._append({"journal": _FORMAT, "key": self._key})
+        except BaseException as error:  # Ctrl-C and a full disk leave nothing behind, here as later
+            self._close(error)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        """Close the file, and remove it where it has done its work or is not wanted."""
         if self._file is not None:
             os.close(self._file)
-        over = isinstance(error, KeyboardInterrupt | InputError | ExactnessError)
+            self._file = None
+        over = isinstance(error, KeyboardInterrupt | InputError | ExactnessError | OSError)
         if error is None or (over and not self.resume):
             self.path.unlink(missing_ok=True)
 

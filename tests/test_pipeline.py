@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import Run
+from test_files import mounted
 from test_verify import corrupt
 
 from exporter import pipeline
@@ -185,6 +186,22 @@ def test_ctrl_c_in_any_stage_leaves_what_was_there(
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "export-circuit: interrupted\n")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_a_full_disk_ends_the_job_in_one_line_and_leaves_nothing(
+    run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    """The ONNX file alone needs three times what the disk holds."""
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as folder:
+        out = folder / "m.onnx"
+        run.fails(3, "no space left", "--task", "acronym", "--model", make_checkpoint(), "--out", out, *SMALL)
+        assert not list(folder.iterdir())
+
+
+def test_a_read_only_folder_is_refused_before_any_work(run: Run, tmp_path: Path) -> None:
+    with mounted(tmp_path / "fixed", "-t", "tmpfs", "-o", "size=1m,ro", "tmpfs") as folder:
+        out = folder / "m.onnx"
+        run.fails(3, "Read-only file system", "--task", "acronym", "--model", "bundled", "--out", out)
 
 
 def test_gpt2_smalls_shape_goes_through_all_later_stages(

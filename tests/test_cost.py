@@ -1,0 +1,55 @@
+"""The cost model: FLOPs by hand, and plans that fit."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import all_heads, make_model
+
+from exporter.circuit import Circuit, Head
+from exporter.cost import count_flops, count_search_flops, plan_memory
+from exporter.errors import InputError
+
+N, T = 10, 5
+
+
+def test_flops_of_sublayers_by_hand() -> None:
+    """d = 8, two heads of 4, m = 32: q, k, v and out are four products with d x d, scores and z two with T x T."""
+    attention, mlp = list(make_model(n_layers=1, n_heads=2, d_head=4).dense.sublayers())
+    assert count_flops(mlp, N, T, T) == 2 * (2 * N * T * 8 * 32)
+    assert count_flops(attention, N, T, T) == 4 * (2 * N * T * 8 * 8) + 2 * (2 * N * 2 * T * T * 4)
+    # for the answer position alone, keys and values are still needed everywhere
+    last = 2 * (2 * N * 8 * 8) + 2 * (2 * N * T * 8 * 8) + 2 * (2 * N * 2 * T * 4)
+    assert count_flops(attention, N, 1, T) == last
+
+
+def test_flops_of_a_search_by_hand() -> None:
+    """One layer: two heads that run the MLP at the answer position, an MLP that runs nothing, three unembeddings."""
+    dense = make_model(n_layers=1, n_heads=2, d_head=4).dense
+    unembedding, mlp = 2 * N * 37 * 8, 2 * (2 * N * 8 * 32)
+    assert count_search_flops(dense, Circuit(heads=(), mlps=()), N, T) == 3 * unembedding + 2 * mlp
+
+
+def test_more_survivors_cost_more() -> None:
+    model = make_model(n_layers=3, n_heads=2)
+    circuits = [
+        Circuit(heads=(), mlps=()),
+        Circuit(heads=(), mlps=(2,)),
+        Circuit(heads=(Head(2, 0),), mlps=(2,)),
+        Circuit(heads=all_heads(model), mlps=(0, 1, 2)),
+    ]
+    flops = [count_search_flops(model.dense, circuit, N, T) for circuit in circuits]
+    assert flops == sorted(flops)
+    assert len(set(flops)) == 4
+
+
+def test_less_memory_means_recomputing_and_then_fewer_prompts_at_once() -> None:
+    dense = make_model(n_layers=4, n_heads=4, d_head=9).dense
+    plans = [plan_memory(dense, 5000, 12, 2**20 * mebibytes) for mebibytes in (400, 150, 130, 126)]
+    assert [plan.keep_every for plan in plans] == sorted(plan.keep_every for plan in plans)
+    assert plans[0].keep_every == 1
+    assert plans[0].chunk == 128
+    assert plans[-1].chunk < 128 or plans[-1].keep_every > 1
+    for plan, mebibytes in zip(plans, (400, 150, 130, 126), strict=True):
+        assert plan.bytes <= 2**20 * mebibytes
+    with pytest.raises(InputError, match="raise --memory-limit"):
+        plan_memory(dense, 5000, 12, 2**20 * 70)
