@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -22,6 +23,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from exporter.loading import LanguageModel, bundled_path, load_model  # noqa: E402
+
+# Where the suite runs in the background of a script, Ctrl-C comes ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("repository", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repository")
