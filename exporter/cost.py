@@ -14,6 +14,7 @@ attention and P = 1 from there on, and one unembedding. The dense pass is paid o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -112,7 +113,7 @@ def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | N
     residual = _NUMBER * n_prompts * length * d_model
     each = _NUMBER * (3 * d_vocab + length * (3 * widest + 8 * d_model))  # of a prompt in a chunk
     target = n_prompts * (8 * d_model + 8)
-    for keep_every in range(1, n_layers + 1):
+    for keep_every in range(1, math.isqrt(n_layers - 1) + 2):  # from the root on, groups only grow
         kept = -(-n_layers // keep_every) + keep_every
         held = residual * (kept + 6) + target + _SPARE_BYTES  # and z, outputs and a candidate of the layer at hand
         chunk = min((limit - held) // each, n_prompts, _MOST_PROMPTS)

@@ -44,12 +44,11 @@ def test_more_survivors_cost_more() -> None:
 
 def test_less_memory_means_recomputing_and_then_fewer_prompts_at_once() -> None:
     dense = make_model(n_layers=4, n_heads=4, d_head=9).dense
-    plans = [plan_memory(dense, 5000, 12, 2**20 * mebibytes) for mebibytes in (400, 150, 130, 126)]
-    assert [plan.keep_every for plan in plans] == sorted(plan.keep_every for plan in plans)
-    assert plans[0].keep_every == 1
-    assert plans[0].chunk == 128
-    assert plans[-1].chunk < 128 or plans[-1].keep_every > 1
-    for plan, mebibytes in zip(plans, (400, 150, 130, 126), strict=True):
-        assert plan.bytes <= 2**20 * mebibytes
+    limits = [2**20 * mebibytes for mebibytes in (400, 154, 150)]
+    plans = [plan_memory(dense, 5000, 12, limit) for limit in limits]
+    assert [plan.keep_every for plan in plans] == [1, 2, 2]
+    assert plans[0].chunk == plans[1].chunk == 128
+    assert 16 <= plans[2].chunk < 128
+    assert all(plan.bytes <= limit for plan, limit in zip(plans, limits, strict=True))
     with pytest.raises(InputError, match="raise --memory-limit"):
         plan_memory(dense, 5000, 12, 2**20 * 70)
