@@ -42,6 +42,7 @@ def make_model(
             tie_word_embeddings=tied,
             bos_token_id=0,
             eos_token_id=0,
+            attn_implementation="eager",  # as load_model has it; transformers 4.57's sdpa ignores the scale options
             **config,
         )
     ).eval()
