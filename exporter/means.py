@@ -43,11 +43,17 @@ def compute_replacements(dense: CircuitModel, patching: Dataset, *, ablation: Ab
         for input_ids in patching.input_ids.split(CHUNK):
             x = dense.embed(input_ids)
             for step in dense.steps:
+                out = x
                 for sublayer in step.sublayers:
-                    record, seen = (z, sublayer.z(x)) if isinstance(sublayer, Attention) else (mlp, sublayer(x))
-                    total = seen.double().sum(dim=0)  # (pos, ...)
+                    if isinstance(sublayer, Attention):
+                        record, seen = z, sublayer.z(x)
+                        out = out + sublayer.project(seen)
+                    else:
+                        record, seen = mlp, sublayer(x)
+                        out = out + seen
+                    total = seen.sum(dim=0, dtype=torch.float64)  # (pos, ...)
                     record[sublayer.layer] = record.get(sublayer.layer, 0) + total
-                x = step(x)
+                x = out
     return Replacements(
         z=tuple(_reduce(z[layer], len(patching), ablation, mean) for layer in sorted(z)),
         mlp=tuple(_reduce(mlp[layer], len(patching), ablation, mean) for layer in sorted(mlp)),

@@ -42,14 +42,14 @@ class Ranks:
         bounds = [len(dataset) * rank // self.size for rank in (self.rank, self.rank + 1)]
         return dataset[slice(*bounds)]
 
-    def sum(self, value: float) -> float:
-        """The sum of each rank's value, the same number on every rank."""
+    def sum(self, values: list[float]) -> list[float]:
+        """The sums of each rank's values, the same numbers on every rank."""
         if self.size == 1:
-            return value
-        total = torch.tensor([value], dtype=torch.float64, device=self.device)
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
         with _losing_ranks():
             distributed.all_reduce(total)
-            return float(total)
+            return total.tolist()
 
     def share(self, value: object) -> object:
         """Rank 0's value, on every rank."""

@@ -9,6 +9,9 @@ every prompt alike are computed once, as a prompt of their own.
 
 Of the vocabulary, a candidate needs one log-sum-exp: with P the dense distribution,
 KL(P || Q) = sum P log P + logsumexp(W_U f) - f . (P W_U), where f is the normalised residual.
+
+Most heads go. Where little is computed for each, several of a layer are evaluated at once, each as if
+those before it went; from the first one that stays on, what was computed is thrown away.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -33,7 +37,9 @@ from exporter.sublayers import Attention, Step, run_to_last
 OnDecision = Callable[[Decision, int, int], None]
 """Called with each decision, how many have been taken, and how many there are."""
 
-_VOCAB_BLOCK = 2048  # tokens whose logits are exponentiated while they are in the cache
+_VOCAB_BLOCK = 4096  # tokens whose logits are exponentiated while they are in the cache
+_LEAST_SUM = 1e-30  # of exponentials in float32; below it, digits are lost
+_ROWS = 400  # from here on a matrix product gains little from more rows: candidates are batched up to it
 
 
 @torch.inference_mode()
@@ -167,20 +173,29 @@ class _Target:
         p = log_p.exp()
         return cls((p @ dense.W_U).double(), (p.double() * log_p).sum(-1))
 
-    def kl(self, dense: CircuitModel, last: Tensor) -> float:
-        """Sum over prompts of KL(P || Q), Q the distribution that a last residual, (prompt, d_model), gives."""
+    def kl(self, dense: CircuitModel, last: Tensor) -> Tensor:
+        """Sum over prompts of KL(P || Q), Q the distribution that a last residual gives.
+
+        last: (candidate, prompt, d_model). Returns (candidate,) float64.
+        """
         normed = dense.final_norm(last)
         # a dense prompt's expected logit is near the top: measured from there, sums do not cancel
-        base = (normed * self.expected.to(normed.dtype)).sum(-1)  # (prompt,)
-        highest = torch.full_like(base, -torch.inf)
-        above = torch.zeros_like(base, dtype=torch.float64)
-        for rows in dense.W_U.split(_VOCAB_BLOCK):
-            logits = torch.mm(rows, normed.T).sub_(base)  # (block, prompt): tokens first is the faster product
-            top = torch.maximum(highest, logits.amax(0))
-            above = above * (highest - top).exp() + logits.sub_(top).exp_().sum(0)
-            highest = top
-        rounding = (normed.double() * self.expected).sum(-1) - base  # what base lost
-        return float((self.negentropy + above.log() + highest - rounding).sum())
+        base = (normed * self.expected.to(normed.dtype)).sum(-1)  # (candidate, prompt)
+        total = _sum_exp(dense.W_U, normed, base)
+        if not ((total > _LEAST_SUM) & total.isfinite()).all():
+            base = dense.unembed(last).amax(-1)
+            total = _sum_exp(dense.W_U, normed, base)
+        expected = (normed.double() * self.expected).sum(-1)  # (candidate, prompt)
+        return (self.negentropy + total.log() + base.double() - expected).sum(-1)
+
+
+def _sum_exp(W_U: Tensor, normed: Tensor, base: Tensor) -> Tensor:
+    """Sum over the vocabulary of exp(logit - base): (..., d_model) and (...,) to (...,) float64."""
+    rows = normed.flatten(0, -2)
+    total = rows.new_zeros(len(rows), dtype=torch.float64)
+    for tokens in W_U.split(_VOCAB_BLOCK):
+        total += torch.mm(rows, tokens.T).sub_(base.view(-1, 1)).exp_().sum(1)  # of (row, token)
+    return total.view_as(base)
 
 
 class _Search:
@@ -193,6 +208,7 @@ class _Search:
         self.replacements = replacements
         self.ranks = ranks
         self.n_prompts = len(selection)
+        self.n_share = -(-len(selection) // ranks.size)  # the same on every rank, as groups must be
         self.kl = 0.0
         self.above: list[Step] = []  # what survives above the layer at hand
         self.layers = group_by_layer(dense.steps)
@@ -211,28 +227,40 @@ class _Search:
             x, pruned, rest = self.residuals.take(index), [], self.layers[index]
             for step in self.layers[index]:
                 rest = rest[1:]
-                x, candidates = self._run_dense(step, x, [*rest, *self.above])
+                above = [*rest, *self.above]
+                x, candidates = self._run_dense(step, x, above)
+                if not mlps:
+                    candidates = [candidate for candidate in candidates if not isinstance(candidate[0], MLP)]
+                at_once = 1 if any(other.attends for other in above) else max(1, _ROWS // self.n_share)
                 removed: set[Component] = set()
-                for component, change in candidates:
-                    if isinstance(component, MLP) and not mlps:
-                        continue
-                    without = x.plus(change())
-                    decision = next(decided, None) or self._decide(component, without, [*rest, *self.above], alpha)
-                    assert decision.component == component, "a journal's key pins the order"
-                    if decision.removed:
+                while candidates:
+                    # the same groups whatever a journal holds: their size shows in the last digits of the KL
+                    group = [component for component, _ in candidates[:at_once]]
+                    without = list(accumulate((c() for _, c in candidates[:at_once]), _Residual.plus, initial=x))[1:]
+                    kls: list[float] = []
+                    for place, component in enumerate(group):
+                        decision = next(decided, None)
+                        if decision is None:
+                            kls = kls or self._evaluate(without, above)
+                            change = kls[place] - self.kl
+                            decision = Decision(component, self.kl, kls[place], removed=change < alpha)
+                        assert decision.component == component, "a journal's key pins the order"
+                        candidates = candidates[1:]
+                        yield decision
+                        if not decision.removed:
+                            break
                         removed.add(component)
-                        x, self.kl = without, decision.kl_without
-                    yield decision
+                        x, self.kl = without[place], decision.kl_without
                 pruned.append(slice_step(step, _circuit_without(step, removed), self.replacements))
             self.above = [*pruned, *self.above]
 
-    def _decide(self, component: Component, without: _Residual, above: list[Step], alpha: float) -> Decision:
-        """Whether a component goes, given the residual without it."""
-        total = 0.0
-        for target, x in zip(self.targets, without.chunks, strict=True):
-            total += target.kl(self.dense, run_to_last(above, x, opening=without.opening))
-        kl = self.ranks.sum(total) / self.n_prompts
-        return Decision(component, self.kl, kl, removed=kl - self.kl < alpha)
+    def _evaluate(self, candidates: list[_Residual], above: list[Step]) -> list[float]:
+        """The KL of each candidate, given the residual without it."""
+        total = torch.zeros(len(candidates), dtype=torch.float64, device=self.ranks.device)
+        for target, *parts in zip(self.targets, *(c.chunks for c in candidates), strict=True):
+            lasts = [run_to_last(above, x, opening=c.opening) for c, x in zip(candidates, parts, strict=True)]
+            total += target.kl(self.dense, torch.stack(lasts))
+        return [kl / self.n_prompts for kl in self.ranks.sum(total.tolist())]
 
     def _run_dense(self, step: Step, x: _Residual, above: list[Step]) -> tuple[_Residual, list[_Candidate]]:
         """The residual after a dense step, and what removing each of its components adds to it.
