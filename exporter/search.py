@@ -186,7 +186,8 @@ class _Target:
             base = dense.unembed(last).amax(-1)
             total = _sum_exp(dense.W_U, normed, base)
         expected = (normed.double() * self.expected).sum(-1)  # (candidate, prompt)
-        return (self.negentropy + total.log() + base.double() - expected).sum(-1)
+        kl: Tensor = self.negentropy + total.log() + base.double() - expected
+        return kl.sum(-1)
 
 
 def _sum_exp(W_U: Tensor, normed: Tensor, base: Tensor) -> Tensor:
