@@ -19,6 +19,7 @@ from exporter.errors import InputError
 Ablation = Literal["mean", "zero"]
 Mean = Literal["position", "global"]
 Order = Literal["paper", "given"]
+Align = Literal["left", "right"]
 
 
 @dataclass(frozen=True, order=True)
@@ -92,13 +93,15 @@ class Circuit:
     """The heads and MLPs that stay, and what replaces the rest.
 
     `kl` is the total KL(dense || circuit) on the selection set, in nats; None for a circuit that was
-    given by hand. `trace` has one entry for each candidate, in the order they were tried.
+    given by hand. `align` is the end that means by position are counted from. `trace` has one entry for each
+    candidate, in the order they were tried.
     """
 
     heads: tuple[Head, ...]
     mlps: tuple[int, ...]
     ablation: Ablation = "mean"
     mean: Mean = "position"
+    align: Align = "left"
     alpha: float | None = None
     order: Order = "given"
     kl: float | None = None
@@ -107,6 +110,7 @@ class Circuit:
     def __post_init__(self) -> None:
         _require_choice("ablation", self.ablation, get_args(Ablation))
         _require_choice("mean", self.mean, get_args(Mean))
+        _require_choice("align", self.align, get_args(Align))
         _require_choice("order", self.order, get_args(Order))
         object.__setattr__(self, "heads", tuple(sorted(set(self.heads))))
         object.__setattr__(self, "mlps", tuple(sorted(set(self.mlps))))
@@ -146,6 +150,7 @@ class Circuit:
             "mlps": list(self.mlps),
             "ablation": self.ablation,
             "mean": self.mean,
+            "align": self.align,
             "alpha": self.alpha,
             "order": self.order,
             "kl": self.kl,
@@ -168,6 +173,7 @@ class Circuit:
             mlps=_integers(data["mlps"], "mlps", None),
             ablation=data.get("ablation", "mean"),
             mean=data.get("mean", "position"),
+            align=data.get("align", "left"),
             alpha=_number(data.get("alpha"), "alpha"),
             order=data.get("order", "given"),
             kl=_number(data.get("kl"), "kl"),
@@ -195,7 +201,7 @@ class Circuit:
             raise InputError(f"{path}: {error}") from error
 
 
-_KEYS = {"heads", "mlps", "ablation", "mean", "alpha", "order", "kl", "trace"}
+_KEYS = {"heads", "mlps", "ablation", "mean", "align", "alpha", "order", "kl", "trace"}
 
 
 def _kind(value: Any) -> str:

@@ -1,8 +1,8 @@
 """A pre-norm decoder-only transformer that holds only what a circuit keeps.
 
-The residual stream starts as token embedding + position embedding and passes through a list of
-*steps* (see `sublayers`). A dense model is the same thing with every component present and no
-constants, so search, rewriting and export know this class only.
+The residual stream starts as token embedding, plus position embedding where the family has one, and
+passes through a list of *steps* (see `sublayers`). A dense model is the same thing with every component
+present and no constants, so search, rewriting and export know this class only.
 """
 
 from __future__ import annotations
@@ -18,38 +18,49 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from exporter.circuit import Align
 from exporter.errors import InputError
-from exporter.sublayers import MLP, Attention, Norm, Step, Sublayer, run_to_last
+from exporter.positions import Positions, Rotary, place_tokens
+from exporter.sublayers import MLP, Attention, Norm, Step, Sublayer, freeze, run_to_last
 
-_FORMAT = 1
+_FORMAT = 2
 _CONFIG, _WEIGHTS = "circuit_model.json", "circuit_model.safetensors"
 
 
 class CircuitModel(nn.Module):
     """Token ids in, next-token logits out, through whatever steps are left.
 
-    W_E: (vocab, d_model). W_pos: (pos, d_model). W_U: (vocab, d_model), the same tensor as W_E when
-    tied. `length` pins the sequence length (a circuit whose constants differ by position); None
-    leaves it free up to W_pos's rows.
+    W_E: (vocab, d_model). W_pos: (pos, d_model), or None; `rotary` turns queries and keys instead. W_U: (vocab,
+    d_model), the same tensor as W_E when tied. `max_length` is the longest sequence that positions are known
+    for. `length` is the number of rows of constants that differ by position, which bounds the sequence, too;
+    None where there are none. They are read from the end that `align` names.
     """
 
     def __init__(
         self,
-        steps: list[Step],
+        steps: Sequence[Step],
         *,
         W_E: Tensor,
-        W_pos: Tensor,
         final_norm: Norm,
+        max_length: int,
+        W_pos: Tensor | None = None,
+        rotary: Rotary | None = None,
         W_U: Tensor | None = None,
         length: int | None = None,
+        align: Align = "left",
     ) -> None:
         super().__init__()
         self.W_E = nn.Parameter(W_E.detach(), requires_grad=False)
-        self.W_pos = nn.Parameter(W_pos.detach(), requires_grad=False)
+        self.W_pos = freeze(W_pos)
+        self.rotary = rotary
         self.steps = cast("Sequence[Step]", nn.ModuleList(steps))  # ModuleList is not generic
         self.final_norm = final_norm
         self.W_U = self.W_E if W_U is None else nn.Parameter(W_U.detach(), requires_grad=False)
+        self.max_length = max_length
         self.length = length
+        self.align = align
+
+    W_pos: nn.Parameter | None
 
     @property
     def dense(self) -> CircuitModel:
@@ -61,51 +72,75 @@ class CircuitModel(nn.Module):
         """Whether embedding and unembedding are one tensor."""
         return self.W_U is self.W_E
 
-    @property
-    def max_length(self) -> int:
-        """The longest sequence that the position table allows."""
-        return self.W_pos.shape[0]
-
-    def replace(self, *, steps: list[Step], W_pos: Tensor | None = None, length: int | None = None) -> CircuitModel:
-        """The same model around other steps; shares every tensor that is not given."""
-        return CircuitModel(
-            steps,
-            W_E=self.W_E,
-            W_pos=self.W_pos if W_pos is None else W_pos,
-            final_norm=self.final_norm,
-            W_U=None if self.tied else self.W_U,
-            length=self.length if length is None else length,
-        )
+    def replace(self, **changes: Any) -> CircuitModel:
+        """The same model with some of the constructor's arguments changed; shares every other tensor."""
+        known: dict[str, Any] = {
+            "steps": list(self.steps),
+            "W_E": self.W_E,
+            "W_pos": self.W_pos,
+            "rotary": self.rotary,
+            "final_norm": self.final_norm,
+            "W_U": None if self.tied else self.W_U,
+            "max_length": self.max_length,
+            "length": self.length,
+            "align": self.align,
+        }
+        return CircuitModel(**(known | changes))
 
     def sublayers(self) -> Iterator[Sublayer]:
         """Every sublayer, from the input to the output."""
         for step in self.steps:
             yield from step.sublayers
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """The residual before the first step: (batch, pos) int64 -> (batch, pos, d_model)."""
-        pos = input_ids.shape[1]
-        if self.length is not None and pos != self.length:
+    def place(self, input_ids: Tensor, mask: Tensor | None = None, *, length: int | None = None) -> Positions:
+        """Where the tokens of (batch, pos) prompts stand; `mask`, (batch, pos) bool, is False at padding on the left.
+
+        `length` is that of tables by position other than the model's own. Raises InputError for prompts that
+        are too long.
+        """
+        length, pos = length or self.length, input_ids.shape[1]
+        if self.length is not None and pos > self.length:
             raise InputError(f"this circuit was made for prompts of {self.length} tokens, not {pos}")
         if pos > self.max_length:
             raise InputError(f"prompts of {pos} tokens are longer than the model's {self.max_length} positions")
-        return functional.embedding(input_ids, self.W_E) + self.W_pos[:pos]
+        return place_tokens(
+            (input_ids.shape[0], pos),
+            mask=mask,
+            rotary=self.rotary,
+            length=length,
+            align=self.align,
+            device=input_ids.device,
+        )
+
+    def embed(self, input_ids: Tensor, at: Positions) -> Tensor:
+        """The residual before the first step: (batch, pos) int64 -> (batch, pos, d_model)."""
+        x = functional.embedding(input_ids, self.W_E)
+        return x if self.W_pos is None else x + functional.embedding(at.ids, self.W_pos)
 
     def unembed(self, x: Tensor) -> Tensor:
         """Logits of a residual: (..., d_model) -> (..., vocab)."""
-        return functional.linear(self.final_norm(x), self.W_U)
+        return functional.linear(self.final_norm(x.to(self.W_U.device)), self.W_U)
 
     @torch.inference_mode()
-    def next_token_logits(self, input_ids: Tensor) -> Tensor:
-        """Logits at the last position only: (batch, vocab). Computes other positions only where they are read."""
-        return self.unembed(run_to_last(self.steps, self.embed(input_ids)))
+    def answer_logits(self, input_ids: Tensor, mask: Tensor | None = None, n_steps: int = 1) -> Tensor:
+        """Logits at the last positions only: (batch, pos) -> (batch, n_steps, vocab).
+
+        Computes other positions only where they are read.
+        """
+        at = self.place(input_ids, mask)
+        return self.unembed(run_to_last(self.steps, self.embed(input_ids, at), at, last=n_steps))
+
+    def next_token_logits(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Logits at the last position only: (batch, pos) -> (batch, vocab)."""
+        return self.answer_logits(input_ids, mask)[:, -1]
 
     @torch.inference_mode()
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Logits at every position: (batch, pos) int64 -> (batch, pos, vocab)."""
-        x = self.embed(input_ids)
+        at = self.place(input_ids, mask)
+        x = self.embed(input_ids, at)
         for step in self.steps:
-            x = step(x)
+            x = step.load()(x, at)
         return self.unembed(x)
 
     def count_parameters(self) -> int:
@@ -122,6 +157,9 @@ class CircuitModel(nn.Module):
         return {
             "format": _FORMAT,
             "length": self.length,
+            "align": self.align,
+            "max_length": self.max_length,
+            "rotary": None if self.rotary is None else {"scale": self.rotary.scale},
             "final_norm": self.final_norm.config(),
             "steps": [
                 [{"kind": s.kind, "norm": s.norm.config(), **s.config()} for s in step.sublayers] for step in self.steps
@@ -184,20 +222,22 @@ def _build(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CircuitM
         for place, entry in enumerate(sublayers):
             prefix = f"steps.{index}.sublayers.{place}."
             own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            norm = Norm(own.get("norm.weight"), own.get("norm.bias"), eps=entry["norm"]["eps"])
+            norm = Norm(own.get("norm.weight"), own.get("norm.bias"), **entry["norm"])
+            settings = {key: value for key, value in entry.items() if key not in ("kind", "norm")}
             if entry["kind"] == Attention.kind:
-                heads = tuple(entry["heads"])
-                built.append(Attention(norm, own, layer=entry["layer"], heads=heads, scale=entry["scale"]))
+                built.append(Attention(norm, own, **(settings | {"heads": tuple(entry["heads"])})))
             else:
-                built.append(MLP(norm, own, layer=entry["layer"], activation=entry["activation"]))
+                built.append(MLP(norm, own, **settings))
         steps.append(Step(built, tensors.get(f"steps.{index}.constant")))
+    rotary = config["rotary"]
     return CircuitModel(
         steps,
         W_E=tensors["W_E"],
-        W_pos=tensors["W_pos"],
-        final_norm=Norm(
-            tensors.get("final_norm.weight"), tensors.get("final_norm.bias"), eps=config["final_norm"]["eps"]
-        ),
+        W_pos=tensors.get("W_pos"),
+        rotary=None if rotary is None else Rotary(tensors["rotary.inv_freq"], **rotary),
+        final_norm=Norm(tensors.get("final_norm.weight"), tensors.get("final_norm.bias"), **config["final_norm"]),
         W_U=tensors.get("W_U"),
+        max_length=config["max_length"],
         length=config["length"],
+        align=config["align"],
     )

@@ -7,7 +7,7 @@ position is the last one whatever a prompt's length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -90,8 +90,13 @@ class Dataset:
 
     def __getitem__(self, rows: slice) -> Dataset:
         """Some of the prompts, as a view."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Dataset(**{name: None if value is None else value[rows] for name, value in values.items()})
+        mask, choices = self.mask, self.choice_ids
+        return Dataset(
+            self.input_ids[rows],
+            self.answer_ids[rows],
+            mask=None if mask is None else mask[rows],
+            choice_ids=None if choices is None else choices[rows],
+        )
 
     def split(self, size: int) -> list[Dataset]:
         """The prompts in parts of at most `size`."""

@@ -29,35 +29,41 @@ def rewrite_model(model: HasDense, circuit: Circuit, patching: Dataset) -> Circu
     Raises InputError when the circuit names components that the model lacks, or when prompts are
     longer than the model's positions.
     """
-    replacements = compute_replacements(model.dense, patching, ablation=circuit.ablation, mean=circuit.mean)
+    replacements = compute_replacements(
+        model.dense, patching, ablation=circuit.ablation, mean=circuit.mean, align=circuit.align
+    )
     return fold_model(slice_model(model.dense, circuit, replacements))
 
 
 def fold_model(model: CircuitModel) -> CircuitModel:
-    """Every pass after slicing, in order."""
+    """Every pass after slicing, in order; its weights lie as they are written, so that they compute alike when read."""
     for fold in FOLDS:
         model = fold(model)
-    return model
+    return _map_sublayers(model, lambda s: _rebuild(s, _pack(_tensors(s))))
 
 
 def drop_empty_steps(model: CircuitModel) -> CircuitModel:
-    """Merge the constant of a step without sublayers into what comes before: a step, or the positions."""
+    """Merge the constant of a step without sublayers into the step before it, or into the position table.
+
+    The first step stays, as a constant, where there is no table or the table counts from the other end.
+    """
     steps: list[Step] = []
-    before_first: list[Tensor] = []
     for step in model.steps:
-        if len(step.sublayers):
+        if len(step.sublayers) or not steps:
             steps.append(step)
         elif step.constant is not None:
-            if steps:
-                known = [c for c in (steps[-1].constant, step.constant) if c is not None]
-                merged = add_constants(known, step.constant.dtype)
-                steps[-1] = Step(list(steps[-1].sublayers), merged)
-            else:
-                before_first.append(step.constant)
-    W_pos = model.W_pos[: model.length].double()  # (pos, d_model)
-    for constant in before_first:
-        W_pos = W_pos + constant
-    return model.replace(steps=steps, W_pos=W_pos.to(model.W_pos.dtype))
+            known = [c for c in (steps[-1].constant, step.constant) if c is not None]
+            steps[-1] = Step(list(steps[-1].sublayers), add_constants(known, step.constant.dtype))
+    W_pos = None if model.W_pos is None else model.W_pos[: model.length]
+    first = steps[0] if steps else None
+    if first is not None and not len(first.sublayers):
+        by_position = first.constant is not None and first.constant.ndim == 2
+        if first.constant is None:
+            del steps[0]
+        elif W_pos is not None and not (by_position and model.align == "right"):
+            W_pos = (W_pos.double() + first.constant).to(W_pos.dtype)
+            del steps[0]
+    return model.replace(steps=steps, W_pos=W_pos)
 
 
 def fold_norms(model: CircuitModel) -> CircuitModel:
@@ -65,29 +71,30 @@ def fold_norms(model: CircuitModel) -> CircuitModel:
 
     def fold(sublayer: Sublayer) -> Sublayer:
         norm, tensors = sublayer.norm, _tensors(sublayer)
-        pairs = (("W_Q", "b_Q"), ("W_K", "b_K"), ("W_V", "b_V")) if isinstance(sublayer, Attention) else MLP_INPUT
+        pairs = (("W_Q", "b_Q"), ("W_K", "b_K"), ("W_V", "b_V"), ("W_in", "b_in"), ("W_gate", "b_gate"))
         for weight_name, bias_name in pairs:
-            weight, bias = tensors[weight_name], tensors[bias_name]
-            assert weight is not None
+            weight, bias = tensors.get(weight_name), tensors.get(bias_name)
+            if weight is None:
+                continue
             if norm.bias is not None:
                 shift = norm.bias.double() @ weight.double()
                 bias = (shift if bias is None else shift + bias.double()).to(weight.dtype)
             if norm.weight is not None:
                 weight = (norm.weight.double()[:, None] * weight.double()).to(weight.dtype)
             tensors[weight_name], tensors[bias_name] = weight, bias
-        return _rebuild(sublayer, tensors, norm=Norm(None, None, eps=norm.eps))
+        return _rebuild(sublayer, tensors, norm=Norm(None, eps=norm.eps, rms=norm.rms))
 
     return _map_sublayers(model, fold)
 
 
 def fold_scale(model: CircuitModel) -> CircuitModel:
-    """Fold the attention scale, 1/sqrt(d_head), into W_Q and b_Q."""
+    """Fold the attention scale, 1/sqrt(d_head), into W_Q and b_Q, or into the gain of the queries' norm."""
 
     def fold(sublayer: Sublayer) -> Sublayer:
         if not isinstance(sublayer, Attention):
             return sublayer
         tensors = _tensors(sublayer)
-        for name in ("W_Q", "b_Q"):
+        for name in ("W_Q", "b_Q") if sublayer.q_norm is None else ("q_norm",):
             tensor = tensors[name]
             tensors[name] = None if tensor is None else (tensor.double() * sublayer.scale).to(tensor.dtype)
         return _rebuild(sublayer, tensors, scale=1.0)
@@ -98,17 +105,19 @@ def fold_scale(model: CircuitModel) -> CircuitModel:
 def fold_attention_biases(model: CircuitModel) -> CircuitModel:
     """Drop b_K and move b_V into b_O.
 
-    b_K adds q @ b_K to every score of a query, which softmax cancels; attention weights sum to 1, so
-    b_V adds b_V @ W_O whatever is attended to.
+    b_K adds q @ b_K to every score of a query, which softmax cancels, but where keys are rotated by position or
+    normalised; attention weights sum to 1, so b_V adds b_V @ W_O whatever is attended to.
     """
 
     def fold(sublayer: Sublayer) -> Sublayer:
         if not isinstance(sublayer, Attention):
             return sublayer
         tensors = _tensors(sublayer)
-        tensors["b_K"] = None
+        if model.rotary is None and sublayer.k_norm is None:
+            tensors["b_K"] = None
         if sublayer.b_V is not None:
-            through = sublayer.b_V.double() @ sublayer.W_O.double()  # (d_model,)
+            b_V = sublayer.b_V.unflatten(0, (-1, sublayer.d_head))[sublayer.kv_places].flatten()  # (head * d_head,)
+            through = b_V.double() @ sublayer.W_O.double()  # (d_model,)
             known = [through] if sublayer.b_O is None else [through, sublayer.b_O]
             tensors["b_V"], tensors["b_O"] = None, add_constants(known, sublayer.W_O.dtype)
         return _rebuild(sublayer, tensors)
@@ -137,21 +146,21 @@ FOLDS: tuple[Callable[[CircuitModel], CircuitModel], ...] = (
     merge_constants,
 )
 
-MLP_INPUT = (("W_in", "b_in"),)
-
 
 def _tensors(sublayer: Sublayer) -> Tensors:
-    names = "W_Q W_K W_V W_O b_Q b_K b_V b_O" if isinstance(sublayer, Attention) else "W_in b_in W_out b_out"
-    return {name: getattr(sublayer, name) for name in names.split()}
+    return {name: getattr(sublayer, name) for name in sublayer.tensor_names}
+
+
+def _pack(tensors: Tensors) -> Tensors:
+    return {name: None if tensor is None else tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _rebuild(sublayer: Sublayer, tensors: Tensors, *, norm: Norm | None = None, scale: float | None = None) -> Sublayer:
     """The same sublayer with other tensors."""
-    norm = norm or sublayer.norm
+    settings = sublayer.config() if scale is None else sublayer.config() | {"scale": scale}
     if isinstance(sublayer, Attention):
-        scale = sublayer.scale if scale is None else scale
-        return Attention(norm, tensors, layer=sublayer.layer, heads=sublayer.heads, scale=scale)
-    return MLP(norm, tensors, layer=sublayer.layer, activation=sublayer.activation)
+        return Attention(norm or sublayer.norm, tensors, **(settings | {"heads": sublayer.heads}))
+    return MLP(norm or sublayer.norm, tensors, **settings)
 
 
 def _with_out_bias(sublayer: Sublayer, bias: Tensor | None) -> Sublayer:

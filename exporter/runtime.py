@@ -57,7 +57,16 @@ def open_session(
     return session
 
 
-def run_logits(session: onnxruntime.InferenceSession, input_ids: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Logits for (batch, pos) int64 token ids."""
-    logits: np.ndarray[Any, Any] = session.run(["logits"], {"input_ids": input_ids})[0]
+def run_logits(
+    session: onnxruntime.InferenceSession,
+    input_ids: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any] | None = None,
+) -> np.ndarray[Any, Any]:
+    """Logits for (batch, pos) int64 token ids; mask, (batch, pos) bool, is False at padding."""
+    feeds = {"input_ids": input_ids}
+    if any(value.name == "attention_mask" for value in session.get_inputs()):
+        feeds["attention_mask"] = np.ones_like(input_ids) if mask is None else mask.astype(np.int64)
+    else:
+        assert mask is None or mask.all(), "this model takes no mask"
+    logits: np.ndarray[Any, Any] = session.run(["logits"], feeds)[0]
     return logits

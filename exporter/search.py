@@ -24,12 +24,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from exporter.circuit import MLP, Ablation, Circuit, Component, Decision, Head, Mean
+from exporter.circuit import MLP, Ablation, Align, Circuit, Component, Decision, Head, Mean
 from exporter.circuit_model import CircuitModel, HasDense
 from exporter.cost import group_by_layer, plan_memory
 from exporter.dataset import Dataset
 from exporter.errors import InputError
 from exporter.means import Replacements, compute_replacements
+from exporter.positions import Positions
 from exporter.ranks import SOLO, Ranks
 from exporter.slicing import slice_step
 from exporter.sublayers import Attention, Step, run_to_last
@@ -51,6 +52,7 @@ def find_circuit(
     alpha: float,
     ablation: Ablation = "mean",
     mean: Mean = "position",
+    align: Align = "left",
     mlps: bool = True,
     memory_limit: int | None = None,
     prior: Sequence[Decision] = (),
@@ -59,12 +61,13 @@ def find_circuit(
 ) -> Circuit:
     """Remove every component whose removal raises KL(dense || circuit) by less than alpha nats (DESIGN section 4).
 
-    Means are taken on `patching`, KL on `selection`, over the whole vocabulary at the answer position.
-    With `mlps=False` MLPs are no candidates and stay. `memory_limit` bounds what the search holds beside
-    the model, in bytes (default: half of what is free). `prior` are the first decisions of the same
-    search when it was cut short: they are carried out without being evaluated again. `ranks` are the
-    processes that share the prompts. Raises InputError for an alpha that is not above 0, for prompts that
-    do not fit each other, and for too little memory.
+    Means are taken on `patching`; KL is the mean over all answer positions of `selection`, over the whole
+    vocabulary. Means by position count from the first token or from the last, as `align` says. With
+    `mlps=False` MLPs are no candidates and stay. `memory_limit` bounds what the search holds beside the
+    model, in bytes (default: half of what is free). `prior` are the first decisions of the same search when
+    it was cut short: they are carried out without being evaluated again. `ranks` are the processes that
+    share the prompts. Raises InputError for an alpha that is not above 0, for prompts that do not fit each
+    other, and for too little memory.
     """
     if not alpha > 0:
         raise InputError(f"alpha is {alpha}; give a threshold above 0, in nats")
@@ -74,7 +77,7 @@ def find_circuit(
             "means by position need one length (or use mean='global')"
         )
     dense = model.dense.on_device(ranks.device)
-    replacements = compute_replacements(dense, patching, ablation=ablation, mean=mean)
+    replacements = compute_replacements(dense, patching, ablation=ablation, mean=mean, align=align)
     search = _Search(dense, selection, replacements, ranks, memory_limit)
     decided = iter(prior)
     total = sum(len(s.heads) if isinstance(s, Attention) else int(mlps) for s in dense.sublayers())
@@ -92,6 +95,7 @@ def find_circuit(
         mlps=tuple(layer for layer in layers if MLP(layer) not in removed),
         ablation=ablation,
         mean=mean,
+        align=align,
         alpha=alpha,
         order="paper",
         kl=search.kl,
@@ -104,88 +108,114 @@ class _Residual:
     """The residual of some prompts, in chunks, and of the opening that they all share.
 
     opening: (1, opening, d_model), or None where there is none or nothing above reads it. chunks:
-    (prompt, pos, d_model) each.
+    (prompt, pos, d_model) each, at the positions `at`.
     """
 
+    at: list[Positions]
     opening: Tensor | None
     chunks: list[Tensor]
 
     def through(self, step: Step) -> _Residual:
         """After one more step, at every position."""
-        chunks = [step(x, opening=self.opening) for x in self.chunks]
-        return _Residual(None if self.opening is None else step(self.opening), chunks)
+        chunks = [step(x, at, opening=self.opening) for x, at in zip(self.chunks, self.at, strict=True)]
+        return _Residual(self.at, None if self.opening is None else step(self.opening, self.at_opening), chunks)
 
     def plus(self, other: _Residual) -> _Residual:
         """With something added at the same positions."""
         opening = None if self.opening is None or other.opening is None else self.opening + other.opening
-        return _Residual(opening, [x + y for x, y in zip(self.chunks, other.chunks, strict=True)])
+        return _Residual(other.at, opening, [x + y for x, y in zip(self.chunks, other.chunks, strict=True)])
 
-    def map(self, function: Callable[[Tensor, int], Tensor]) -> _Residual:
-        """A function of the residual and of the position it starts at, for the opening and for each chunk."""
-        start = 0 if self.opening is None else self.opening.shape[1]
-        opening = None if self.opening is None else function(self.opening, 0)
-        return _Residual(opening, [function(x, start) for x in self.chunks])
+    def map(self, function: Callable[[Tensor, Positions], Tensor]) -> _Residual:
+        """A function of the residual and its positions, for the opening and for each chunk."""
+        opening = None if self.opening is None else function(self.opening, self.at_opening)
+        return _Residual(self.at, opening, [function(x, at) for x, at in zip(self.chunks, self.at, strict=True)])
+
+    def take_last(self, n: int) -> _Residual:
+        """At the last n positions alone."""
+        return _Residual([at.take_last(n) for at in self.at], None, [x[:, -n:] for x in self.chunks])
+
+    def to(self, device: torch.device | None) -> _Residual:
+        """On a device: itself where it is there."""
+        if device is None or self.chunks[0].device == device:
+            return self
+        opening = None if self.opening is None else self.opening.to(device)
+        return _Residual([at.to(device) for at in self.at], opening, [x.to(device) for x in self.chunks])
+
+    @property
+    def at_opening(self) -> Positions:
+        """The positions of the opening."""
+        assert self.at[0].opening is not None
+        return self.at[0].opening
 
 
 _Candidate = tuple[Component, Callable[[], _Residual]]  # and what removing it adds to the residual
 
 
 class _DenseResiduals:
-    """The dense residual before each layer: kept before every few, recomputed between, read from the top down."""
+    """The dense residual before each layer: kept before every few, recomputed between, read from the top down.
+
+    Each is kept where its layer is.
+    """
 
     def __init__(self, layers: list[list[Step]], first: _Residual, keep_every: int) -> None:
         self.layers = layers
         self.keep_every = keep_every
         self.before = {0: first}
         x = first
-        for index, layer in enumerate(layers):
+        for index in range(len(layers)):
             if index % keep_every == 0:
                 self.before[index] = x
-            for step in layer:
-                x = x.through(step)
+            x = self._through(index, x)
         self.last = x
+
+    def _through(self, index: int, x: _Residual) -> _Residual:
+        for step in self.layers[index]:
+            step = step.load()
+            x = x.to(step.device).through(step)
+        return x
 
     def take(self, index: int) -> _Residual:
         """The residual before a layer, which is forgotten then."""
         if index not in self.before:
             for earlier in range(index - index % self.keep_every, index):
-                x = self.before[earlier]
-                for step in self.layers[earlier]:
-                    x = x.through(step)
-                self.before[earlier + 1] = x
+                self.before[earlier + 1] = self._through(earlier, self.before[earlier])
         return self.before.pop(index)
 
 
 @dataclass(frozen=True, eq=False)
 class _Target:
-    """The dense model's next-token distribution P on some prompts, reduced to what KL needs.
+    """The dense model's distribution P at the answer positions of some prompts, reduced to what KL needs.
 
-    expected: (prompt, d_model), P @ W_U. negentropy: (prompt,), sum of P log P. Both float64.
+    counted: (prompt, step) bool, the answer positions that there are. expected: (answer, d_model), P @ W_U.
+    negentropy: (answer,), sum of P log P. Both float64.
     """
 
+    counted: Tensor
     expected: Tensor
     negentropy: Tensor
 
     @classmethod
-    def of(cls, dense: CircuitModel, last: Tensor) -> _Target:
-        """From the dense model's last residual at the answer position, (prompt, d_model)."""
-        log_p = torch.log_softmax(dense.unembed(last), dim=-1)  # (prompt, vocab)
+    def of(cls, dense: CircuitModel, last: Tensor, counted: Tensor) -> _Target:
+        """From the dense model's last residual at the answer positions, (prompt, step, d_model)."""
+        counted = counted.to(dense.W_U.device)
+        log_p = torch.log_softmax(dense.unembed(last)[counted].float(), dim=-1)  # (answer, vocab)
         p = log_p.exp()
-        return cls((p @ dense.W_U).double(), (p.double() * log_p).sum(-1))
+        return cls(counted, (p @ dense.W_U.float()).double(), (p.double() * log_p).sum(-1))
 
     def kl(self, dense: CircuitModel, last: Tensor) -> Tensor:
-        """Sum over prompts of KL(P || Q), Q the distribution that a last residual gives.
+        """Sum over answers of KL(P || Q), Q the distribution that a last residual gives.
 
-        last: (candidate, prompt, d_model). Returns (candidate,) float64.
+        last: (candidate, prompt, step, d_model). Returns (candidate,) float64.
         """
+        last = last[:, self.counted]  # (candidate, answer, d_model)
         normed = dense.final_norm(last)
         # a dense prompt's expected logit is near the top: measured from there, sums do not cancel
-        base = (normed * self.expected.to(normed.dtype)).sum(-1)  # (candidate, prompt)
+        base = (normed.float() * self.expected.float()).sum(-1)  # (candidate, answer)
         total = _sum_exp(dense.W_U, normed, base)
         if not ((total > _LEAST_SUM) & total.isfinite()).all():
-            base = dense.unembed(last).amax(-1)
+            base = dense.unembed(last).amax(-1).float()
             total = _sum_exp(dense.W_U, normed, base)
-        expected = (normed.double() * self.expected).sum(-1)  # (candidate, prompt)
+        expected = (normed.double() * self.expected).sum(-1)  # (candidate, answer)
         kl: Tensor = self.negentropy + total.log() + base.double() - expected
         return kl.sum(-1)
 
@@ -195,7 +225,7 @@ def _sum_exp(W_U: Tensor, normed: Tensor, base: Tensor) -> Tensor:
     rows = normed.flatten(0, -2)
     total = rows.new_zeros(len(rows), dtype=torch.float64)
     for tokens in W_U.split(_VOCAB_BLOCK):
-        total += torch.mm(rows, tokens.T).sub_(base.view(-1, 1)).exp_().sum(1)  # of (row, token)
+        total += torch.mm(rows, tokens.T).float().sub_(base.view(-1, 1)).exp_().sum(1)  # of (row, token)
     return total.view_as(base)
 
 
@@ -205,28 +235,43 @@ class _Search:
     def __init__(
         self, dense: CircuitModel, selection: Dataset, replacements: Replacements, ranks: Ranks, limit: int | None
     ) -> None:
-        self.dense = dense
+        self.dense = dense.replace(align=replacements.align)
         self.replacements = replacements
         self.ranks = ranks
-        self.n_prompts = len(selection)
-        self.n_share = -(-len(selection) // ranks.size)  # the same on every rank, as groups must be
         self.kl = 0.0
         self.above: list[Step] = []  # what survives above the layer at hand
         self.layers = group_by_layer(dense.steps)
-        ids = ranks.take_share(selection).input_ids.to(ranks.device)
-        plan = plan_memory(dense, len(ids), ids.shape[1], limit)
-        n_opening = _count_shared_positions(selection.input_ids)
-        residual = dense.embed(ids)
-        opening = residual[:1, :n_opening] if n_opening else None
-        first = _Residual(opening, list(residual[:, n_opening:].split(plan.chunk)))
+        self.n_last = selection.n_steps
+        self.n_answers = int(selection.counted.sum())
+        self.n_share = -(-len(selection) // ranks.size) * self.n_last  # the same on every rank, as groups must be
+        share = ranks.take_share(selection)
+        plan = plan_memory(dense, len(share), share.length, limit)
+        first = self._embed(share, plan.chunk, _count_shared_positions(selection))
         self.residuals = _DenseResiduals(self.layers, first, plan.keep_every)
-        self.targets = [_Target.of(dense, x[:, -1]) for x in self.residuals.last.chunks]
+        self.targets = [
+            _Target.of(dense, x[:, -self.n_last :], part.counted)
+            for x, part in zip(self.residuals.last.chunks, share.split(plan.chunk), strict=True)
+        ]
+
+    def _embed(self, share: Dataset, chunk: int, n_opening: int) -> _Residual:
+        """The residual before the first layer, the shared opening apart."""
+        positions, chunks, opening = [], [], None
+        for part in share.split(chunk):
+            ids = part.input_ids.to(self.ranks.device)
+            mask = None if part.mask is None else part.mask.to(self.ranks.device)
+            at = self.dense.place(ids, mask, length=part.length)
+            x = self.dense.embed(ids, at)
+            positions.append(at.split_opening(n_opening))
+            chunks.append(x[:, n_opening:])
+            opening = x[:1, :n_opening] if n_opening else None
+        return _Residual(positions, opening, chunks)
 
     def run(self, alpha: float, mlps: bool, decided: Iterator[Decision]) -> Iterator[Decision]:
         """Decide on every component: layers from the last, in a layer its steps in order, heads before MLPs."""
         for index in reversed(range(len(self.layers))):
-            x, pruned, rest = self.residuals.take(index), [], self.layers[index]
-            for step in self.layers[index]:
+            layer = [step.load() for step in self.layers[index]]
+            x, pruned, rest = self.residuals.take(index), [], layer
+            for step in layer:
                 rest = rest[1:]
                 above = [*rest, *self.above]
                 x, candidates = self._run_dense(step, x, above)
@@ -257,66 +302,54 @@ class _Search:
 
     def _evaluate(self, candidates: list[_Residual], above: list[Step]) -> list[float]:
         """The KL of each candidate, given the residual without it."""
-        total = torch.zeros(len(candidates), dtype=torch.float64, device=self.ranks.device)
-        for target, *parts in zip(self.targets, *(c.chunks for c in candidates), strict=True):
-            lasts = [run_to_last(above, x, opening=c.opening) for c, x in zip(candidates, parts, strict=True)]
-            total += target.kl(self.dense, torch.stack(lasts))
-        return [kl / self.n_prompts for kl in self.ranks.sum(total.tolist())]
+        total = torch.zeros(len(candidates), dtype=torch.float64)
+        for place, target in enumerate(self.targets):
+            lasts = [
+                run_to_last(above, c.chunks[place], c.at[place], last=self.n_last, opening=c.opening)
+                for c in candidates
+            ]
+            total += target.kl(self.dense, torch.stack(lasts).to(self.dense.W_U.device)).cpu()
+        return [kl / self.n_answers for kl in self.ranks.sum(total.tolist())]
 
     def _run_dense(self, step: Step, x: _Residual, above: list[Step]) -> tuple[_Residual, list[_Candidate]]:
         """The residual after a dense step, and what removing each of its components adds to it.
 
-        At the answer position alone, where nothing above attends.
+        At the answer positions alone, where nothing above attends.
         """
-        last = not any(other.attends for other in above)
-        after = _Residual(None, [chunk[:, -1:] for chunk in x.chunks]) if last else x
+        x = x.to(step.device)
+        last = None if any(other.attends for other in above) else self.n_last
+        here = x if last is None else x.take_last(last)
+        after = here
         candidates: list[_Candidate] = []
         for sublayer in step.sublayers:
             if isinstance(sublayer, Attention):
-                z = [sublayer.z(chunk, last=last, opening=x.opening) for chunk in x.chunks]
-                shared = None if last or x.opening is None else sublayer.z(x.opening)
-                seen = _Residual(shared, z)  # (prompt, pos, head, d_head) each
-                output = seen.map(partial(_ignore_start, sublayer.project))
-                mean = self.replacements.z[sublayer.layer].to(seen.chunks[0])
+                z = [
+                    sublayer.z(part, at, last=last, opening=x.opening) for part, at in zip(x.chunks, x.at, strict=True)
+                ]
+                shared = None if here.opening is None else sublayer.z(here.opening, here.at_opening)
+                seen = _Residual(here.at, shared, z)  # (prompt, pos, head, d_head) each
+                output = seen.map(lambda part, _at, s=sublayer: s.project(part))  # type: ignore[misc]  # typeshed
+                mean = self.replacements.z[sublayer.layer].to(z[0])
                 for place, index in enumerate(sublayer.heads):
-                    change = partial(_remove_head, sublayer, place, seen, mean, last)
+                    change = partial(_remove_head, sublayer, place, seen, mean)
                     candidates.append((Head(sublayer.layer, index), change))
             else:
-                output = after.map(partial(_ignore_start, sublayer))
+                output = here.map(sublayer)
                 mean = self.replacements.mlp[sublayer.layer].to(output.chunks[0])
-                candidates.append((MLP(sublayer.layer), partial(_remove_mlp, output, mean, last)))
+                candidates.append((MLP(sublayer.layer), partial(_remove_mlp, output, mean)))
             after = after.plus(output)
         return after, candidates
 
 
-def _ignore_start(function: Callable[[Tensor], Tensor], part: Tensor, _start: int) -> Tensor:
-    return function(part)
-
-
-def _remove_head(attention: Attention, place: int, z: _Residual, mean: Tensor, last: bool) -> _Residual:
+def _remove_head(attention: Attention, place: int, z: _Residual, mean: Tensor) -> _Residual:
     """What replacing one head's z by its mean, (pos or 1, head, d_head), adds to the residual."""
     W_O: Tensor = attention.W_O.unflatten(0, (len(attention.heads), -1))[place]  # (d_head, d_model)
-
-    def change(part: Tensor, start: int) -> Tensor:
-        return (_rows(mean, start, part.shape[1], last)[:, place] - part[:, :, place]) @ W_O
-
-    return z.map(change)
+    return z.map(lambda part, at: (at.pick(mean[:, place]) - part[:, :, place]) @ W_O)
 
 
-def _remove_mlp(output: _Residual, mean: Tensor, last: bool) -> _Residual:
+def _remove_mlp(output: _Residual, mean: Tensor) -> _Residual:
     """What replacing an MLP's output by its mean, (pos or 1, d_model), adds to the residual."""
-
-    def change(part: Tensor, start: int) -> Tensor:
-        return _rows(mean, start, part.shape[1], last) - part
-
-    return output.map(change)
-
-
-def _rows(mean: Tensor, start: int, pos: int, last: bool) -> Tensor:
-    """A mean's rows for `pos` positions from `start`, or for the last position; one row serves all."""
-    if mean.shape[0] == 1:
-        return mean
-    return mean[-1:] if last else mean[start : start + pos]
+    return output.map(lambda part, at: at.pick(mean) - part)
 
 
 def _circuit_without(step: Step, removed: set[Component]) -> Circuit:
@@ -328,7 +361,10 @@ def _circuit_without(step: Step, removed: set[Component]) -> Circuit:
     )
 
 
-def _count_shared_positions(input_ids: Tensor) -> int:
-    """How many positions open every prompt alike; the answer position is never among them."""
-    same = (input_ids == input_ids[:1]).all(dim=0)  # (pos,)
-    return int(same[:-1].long().cumprod(0).sum())
+def _count_shared_positions(selection: Dataset) -> int:
+    """How many positions open every prompt alike; an answer position is never among them."""
+    if selection.mask is not None:
+        return 0
+    ids = selection.input_ids[:, : -selection.n_steps]
+    same = (ids == ids[:1]).all(dim=0)  # (pos,)
+    return int(same.long().cumprod(0).sum())

@@ -27,7 +27,8 @@ def slice_model(dense: CircuitModel, circuit: Circuit, replacements: Replacement
     attentions = [s for s in dense.sublayers() if isinstance(s, Attention)]
     circuit.check_fits(n_layers=len(attentions), n_heads=len(attentions[0].heads))
     length = replacements.z[0].shape[0] if circuit.fixed_length else None
-    return dense.replace(steps=[slice_step(step, circuit, replacements) for step in dense.steps], length=length)
+    steps = [slice_step(step.load(), circuit, replacements) for step in dense.steps]
+    return dense.replace(steps=steps, length=length, align=replacements.align)
 
 
 def slice_step(step: Step, circuit: Circuit, replacements: Replacements) -> Step:
@@ -43,7 +44,8 @@ def slice_step(step: Step, circuit: Circuit, replacements: Replacements) -> Step
             kept.append(sublayer)
         else:
             constants.append(replacements.mlp[sublayer.layer])
-    return Step(kept, add_constants(constants, next(step.parameters()).dtype))
+    like = next(step.parameters())
+    return Step(kept, add_constants([c.to(like.device) for c in constants], like.dtype))
 
 
 def add_constants(constants: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
@@ -60,22 +62,26 @@ def _removed_heads(attention: Attention, kept: tuple[int, ...], z: Tensor) -> li
     """What the removed heads add, (pos or 1, d_model), and b_O where no head is left to carry it."""
     removed = [index for index in attention.heads if index not in kept]
     W_O = attention.W_O.double().unflatten(0, (len(attention.heads), -1))  # (head, d_head, d_model)
-    constants = [torch.einsum("phd,hdm->pm", z[:, removed], W_O[removed])] if removed else []
+    constants = [torch.einsum("phd,hdm->pm", z[:, removed].to(W_O.device), W_O[removed])] if removed else []
     if not kept and attention.b_O is not None:
         constants.append(attention.b_O)
     return constants
 
 
 def _slice_attention(attention: Attention, heads: tuple[int, ...]) -> Attention:
-    """The attention sublayer with some of its heads only."""
+    """The attention sublayer of a dense model with some of its query heads only, and the keys and values they read."""
     if heads == attention.heads:
         return attention
-    index = torch.tensor(heads)
+    n_kv = len(attention.kv_heads)
+    read = sorted({head // attention.group for head in heads})
 
-    def columns(tensor: Tensor | None) -> Tensor | None:  # (..., head * d_head), cut
-        return None if tensor is None else tensor.unflatten(-1, (len(attention.heads), -1))[..., index, :].flatten(-2)
+    def columns(name: str, n_heads: int, index: Sequence[int]) -> Tensor | None:  # (..., head * d_head), cut
+        tensor = getattr(attention, name)
+        return None if tensor is None else tensor.unflatten(-1, (n_heads, -1))[..., list(index), :].flatten(-2)
 
-    tensors = {name: columns(getattr(attention, name)) for name in ("W_Q", "W_K", "W_V", "b_Q", "b_K", "b_V")}
-    W_O = attention.W_O.unflatten(0, (len(attention.heads), -1))[index].flatten(0, 1)  # (head * d_head, d_model)
-    tensors |= {"W_O": W_O, "b_O": attention.b_O}
-    return Attention(attention.norm, tensors, layer=attention.layer, heads=heads, scale=attention.scale)
+    tensors = {name: columns(name, len(attention.heads), heads) for name in ("W_Q", "b_Q")}
+    tensors |= {name: columns(name, n_kv, read) for name in ("W_K", "W_V", "b_K", "b_V")}
+    W_O = attention.W_O.unflatten(0, (len(attention.heads), -1))[list(heads)].flatten(0, 1)  # (head * d_head, d_model)
+    tensors |= {"W_O": W_O, "b_O": attention.b_O, "q_norm": attention.q_norm, "k_norm": attention.k_norm}
+    settings = attention.config() | {"heads": heads}
+    return Attention(attention.norm, tensors, **settings)

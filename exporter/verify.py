@@ -17,7 +17,7 @@ from exporter.circuit import Circuit
 from exporter.circuit_model import CircuitModel
 from exporter.dataset import Dataset
 from exporter.errors import ExactnessError
-from exporter.hooks import ablated, record_replacements
+from exporter.hooks import hooked_logits, record_replacements
 from exporter.loading import LanguageModel
 from exporter.runtime import open_session, run_logits
 
@@ -47,24 +47,27 @@ def verify_export(
     patching: Dataset,
     prompts: Dataset,
 ) -> Exactness:
-    """Compare the three on the first 200 of `prompts`, at every position; `patching` gives the hooked model its means.
+    """Compare the three on the first 200 of `prompts`, at every position but padding.
 
-    Differences must not exceed 1e-4, or 1e-4 / 30 of the largest logit where that is more; the top
-    token must be the same at every position, but for ties within the limit. The file must pass the
-    ONNX checker. Raises ExactnessError that names what disagrees and by how much.
+    `patching` gives the hooked model its means. Differences must not exceed 1e-4, or 1e-4 / 30 of the
+    largest logit where that is more; the top token must be the same at every position, but for ties within
+    the limit. The file must pass the ONNX checker. Raises ExactnessError that names what disagrees and by how much.
     """
     check_file(path)
     prompts = prompts[:MOST_PROMPTS]
     session = open_session(path)
-    replacements = record_replacements(model, patching, ablation=circuit.ablation, mean=circuit.mean)
+    replacements = record_replacements(
+        model, patching, ablation=circuit.ablation, mean=circuit.mean, align=circuit.align
+    )
     pairs = {"hooked_vs_rewritten": _Difference(), "rewritten_vs_onnx": _Difference()}
-    with ablated(model, circuit, replacements):
-        for input_ids in prompts.input_ids.split(_CHUNK):
-            hooked = model.hf(input_ids, use_cache=False).logits
-            ours = rewritten(input_ids)
-            exported = torch.from_numpy(run_logits(session, input_ids.numpy()))
-            pairs["hooked_vs_rewritten"].add(hooked, ours)
-            pairs["rewritten_vs_onnx"].add(ours, exported)
+    for part in prompts.split(_CHUNK):
+        ids, mask = part.input_ids, part.mask
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        hooked = hooked_logits(model, circuit, replacements, ids, mask)[real]  # (token, vocab)
+        ours = rewritten(ids, mask)[real]
+        exported = run_logits(session, ids.numpy(), None if mask is None else mask.numpy())
+        pairs["hooked_vs_rewritten"].add(hooked, ours)
+        pairs["rewritten_vs_onnx"].add(ours, torch.from_numpy(exported)[real])
     for name, difference in pairs.items():
         difference.require(name, len(prompts))
     return Exactness(
@@ -96,12 +99,12 @@ class _Difference:
         return TOLERANCE * max(1.0, self.scale / ORDINARY_SCALE)
 
     def add(self, reference: Tensor, other: Tensor) -> None:
-        """Take in logits of (batch, pos, vocab)."""
+        """Take in logits of (token, vocab)."""
         low, high = (reference - other).aminmax()  # NaN if any is
         difference = float(torch.maximum(-low, high))
         self.largest = difference if not difference <= self.largest else self.largest  # NaN stays
         self.scale = max(self.scale, *(abs(float(bound)) for bound in reference.aminmax()))
-        ours, theirs = reference.argmax(-1, keepdim=True), other.argmax(-1, keepdim=True)  # (batch, pos, 1)
+        ours, theirs = reference.argmax(-1, keepdim=True), other.argmax(-1, keepdim=True)  # (token, 1)
         gap = reference.gather(-1, ours) - reference.gather(-1, theirs)
         self.flips += gap[ours != theirs].tolist()
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from exporter.circuit import MLP, Ablation, Circuit, Component, Decision, Head, Mean
+from exporter.circuit import MLP, Ablation, Align, Circuit, Component, Decision, Head, Mean
 from exporter.dataset import Dataset
 from exporter.families import FAMILIES
-from exporter.hooks import ablated, record_replacements
+from exporter.hooks import ablated, hf_inputs, record_replacements
 from exporter.loading import LanguageModel
 
 
@@ -26,20 +26,22 @@ def find_circuit_hooked(
     alpha: float,
     ablation: Ablation = "mean",
     mean: Mean = "position",
+    align: Align = "left",
     mlps: bool = True,
 ) -> Circuit:
     """DESIGN section 4, word by word."""
     family = FAMILIES[model.family]
     n_layers, n_heads = family.n_layers(model.hf), family.n_heads(model.hf)
-    replacements = record_replacements(model, patching, ablation=ablation, mean=mean)
+    replacements = record_replacements(model, patching, ablation=ablation, mean=mean, align=align)
 
     def log_probabilities(circuit: Circuit) -> Tensor:
-        with ablated(model, circuit, replacements):
-            logits = model.hf(selection.input_ids, logits_to_keep=1, use_cache=False).logits[:, -1]
-        return torch.log_softmax(logits.double(), dim=-1)
+        with ablated(model, circuit, replacements, mask=selection.mask):
+            logits = model.hf(**hf_inputs(selection.input_ids, selection.mask)).logits[:, -selection.n_steps :]
+        return torch.log_softmax(logits[selection.counted].double(), dim=-1)  # (answer, vocab)
 
     heads = tuple(Head(layer, index) for layer in range(n_layers) for index in range(n_heads))
-    now = Circuit(heads=heads, mlps=tuple(range(n_layers)), ablation=ablation, mean=mean, alpha=alpha, order="paper")
+    settings = {"ablation": ablation, "mean": mean, "align": align, "alpha": alpha}
+    now = Circuit(heads=heads, mlps=tuple(range(n_layers)), order="paper", **settings)
     log_p = log_probabilities(now)
     kl_now, trace = 0.0, []
     for layer in reversed(range(n_layers)):

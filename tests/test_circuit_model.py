@@ -11,20 +11,44 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import make_model, make_prompts, models
+from tiny import VARIANTS, make_model, make_prompts, models
 
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
-from exporter.loading import LanguageModel
 
 
-@settings(max_examples=40)
-@given(model=models(), length=st.integers(1, 12), seed=st.integers(0, 99))
-def test_dense_equals_the_hugging_face_model(model: LanguageModel, length: int, seed: int) -> None:
+@pytest.mark.parametrize("family", VARIANTS)
+@settings(max_examples=15)
+@given(data=st.data(), length=st.integers(1, 12), seed=st.integers(0, 99))
+def test_dense_equals_the_hugging_face_model(family: str, data: st.DataObject, length: int, seed: int) -> None:
+    model = data.draw(models((family,)))
     ids = make_prompts(3, length, seed=seed).input_ids
-    expected = model.hf(ids).logits
-    torch.testing.assert_close(model.dense(ids), expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(model.dense.next_token_logits(ids), expected[:, -1], rtol=1e-4, atol=1e-4)
+    longest = model.dense.max_length  # a scaling may end before the positions do
+    expected = model.hf(ids[:, :longest]).logits
+    found = model.dense(ids[:, :longest])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.dense.next_token_logits(ids[:, :longest]), found[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+@settings(max_examples=15)
+@given(data=st.data(), length=st.integers(2, 12), seed=st.integers(0, 99))
+def test_padding_order_and_batch_change_no_answer(family: str, data: st.DataObject, length: int, seed: int) -> None:
+    model = data.draw(models((family,)))
+    dense, prompts = model.dense, make_prompts(4, min(length, model.dense.max_length), seed=seed, padded=True)
+    together = dense.answer_logits(prompts.input_ids, prompts.mask, 2)
+    everywhere = dense(prompts.input_ids, prompts.mask)
+    torch.testing.assert_close(together, everywhere[:, -2:], rtol=1e-4, atol=1e-4)
+    order = torch.tensor([2, 0, 3, 1])
+    mask = None if prompts.mask is None else prompts.mask[order]
+    shuffled = dense.answer_logits(prompts.input_ids[order], mask, 2)
+    torch.testing.assert_close(shuffled, together[order], rtol=1e-4, atol=1e-4)
+    for row in range(4):
+        n_real = prompts.length if prompts.mask is None else int(prompts.mask[row].sum())
+        ids = prompts.input_ids[row : row + 1, -n_real:]
+        alone = dense.next_token_logits(ids)
+        torch.testing.assert_close(alone[0], together[row, -1], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(everywhere[row, -n_real:], model.hf(ids).logits[0], rtol=1e-4, atol=1e-4)
 
 
 def test_an_untied_model_keeps_both_embeddings(tmp_path: Path) -> None:
@@ -56,7 +80,7 @@ def test_prompts_that_are_too_long_are_refused() -> None:
     [
         (lambda folder: (folder / "circuit_model.json").unlink(), "cannot load a circuit model"),
         (lambda folder: (folder / "circuit_model.json").write_text("{"), "cannot load a circuit model"),
-        (lambda folder: (folder / "circuit_model.json").write_text('{"format": 99}'), "this version reads 1"),
+        (lambda folder: (folder / "circuit_model.json").write_text('{"format": 99}'), "this version reads 2"),
         (lambda folder: (folder / "circuit_model.safetensors").write_bytes(b"x" * 20), "cannot load a circuit model"),
         (lambda folder: drop_field(folder, "steps"), "not a complete circuit model"),
     ],

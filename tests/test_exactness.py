@@ -9,7 +9,8 @@ import onnx
 import pytest
 import torch
 from hypothesis import given, settings
-from tiny import Case, all_heads, cases, make_model, make_prompts
+from hypothesis import strategies as st
+from tiny import VARIANTS, Case, all_heads, cases, make_model, make_prompts
 
 from exporter import onnx_export
 from exporter.circuit import Circuit
@@ -28,36 +29,55 @@ def assert_same_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert float((found - expected).abs().max()) <= limit
 
 
-@settings(max_examples=80)
-@given(case=cases())
-def test_hooked_rewritten_and_onnx_agree(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
-    circuit, path = case.circuit, tmp_path_factory.mktemp("export") / "circuit.onnx"
-    replacements = record_replacements(case.model, case.patching, ablation=circuit.ablation, mean=circuit.mean)
-    hooked = hooked_logits(case.model, circuit, replacements, case.input_ids)
-    rewritten = rewrite_model(case.model, circuit, case.patching)
-    assert_same_logits(rewritten(case.input_ids), hooked)
-    torch.testing.assert_close(
-        rewritten.next_token_logits(case.input_ids), rewritten(case.input_ids)[:, -1], rtol=1e-4, atol=1e-4
+def check_three_ways(case: Case, folder: Path) -> None:
+    """Hooked, rewritten and exported model agree at every position but padding."""
+    circuit, path, prompts = case.circuit, folder / "circuit.onnx", case.prompts
+    ids, mask = prompts.input_ids, prompts.mask
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    replacements = record_replacements(
+        case.model, case.patching, ablation=circuit.ablation, mean=circuit.mean, align=circuit.align
     )
-    export_onnx(rewritten, path)
+    hooked = hooked_logits(case.model, circuit, replacements, ids, mask)[real]
+    rewritten = rewrite_model(case.model, circuit, case.patching)
+    logits = rewritten(ids, mask)
+    assert_same_logits(logits[real], hooked)
+    torch.testing.assert_close(rewritten.next_token_logits(ids, mask), logits[:, -1], rtol=1e-4, atol=1e-4)
+    export_onnx(rewritten, path, form="plain" if mask is None else "masked")
     onnx.checker.check_model(str(path), full_check=True)
-    exported = torch.from_numpy(run_logits(open_session(path, threads=1), case.input_ids.numpy()))
-    assert exported.shape == hooked.shape
-    assert_same_logits(exported, hooked)
+    exported = run_logits(open_session(path, threads=1), ids.numpy(), None if mask is None else mask.numpy())
+    assert exported.shape == logits.shape
+    assert_same_logits(torch.from_numpy(exported)[real], hooked)
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+@settings(max_examples=40)
+@given(data=st.data())
+def test_hooked_rewritten_and_onnx_agree(
+    family: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    check_three_ways(data.draw(cases(families=(family,))), tmp_path_factory.mktemp("export"))
+
+
+@settings(max_examples=60)
+@given(case=cases(padded=True))
+def test_they_agree_on_prompts_of_several_lengths(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check_three_ways(case, tmp_path_factory.mktemp("export"))
 
 
 @settings(max_examples=30)
 @given(case=cases())
 def test_every_rewriting_pass_is_exact_alone(case: Case) -> None:
     dense, circuit = case.model.dense, case.circuit
-    means = compute_replacements(dense, case.patching, ablation=circuit.ablation, mean=circuit.mean)
+    means = compute_replacements(
+        dense, case.patching, ablation=circuit.ablation, mean=circuit.mean, align=circuit.align
+    )
     model = slice_model(dense, circuit, means)
-    expected = model(case.input_ids)
+    expected = model(case.prompts.input_ids)
     for fold in FOLDS:
-        assert_same_logits(fold(model)(case.input_ids), expected)  # alone, on the sliced model
+        assert_same_logits(fold(model)(case.prompts.input_ids), expected)  # alone, on the sliced model
     for fold in FOLDS:
         model = fold(model)
-        assert_same_logits(model(case.input_ids), expected)  # and after those before it
+        assert_same_logits(model(case.prompts.input_ids), expected)  # and after those before it
 
 
 @settings(max_examples=40)
@@ -67,7 +87,7 @@ def test_save_and_load_are_bit_exact(case: Case, tmp_path_factory: pytest.TempPa
     rewritten = rewrite_model(case.model, case.circuit, case.patching)
     rewritten.save(folder)
     loaded = CircuitModel.load(folder)
-    assert torch.equal(loaded(case.input_ids), rewritten(case.input_ids))
+    assert torch.equal(loaded(case.prompts.input_ids), rewritten(case.prompts.input_ids))
     assert loaded.state_dict().keys() == rewritten.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in rewritten.state_dict().items())
     assert (loaded.length, loaded.tied) == (rewritten.length, rewritten.tied)
@@ -80,9 +100,9 @@ def test_save_and_load_are_bit_exact(case: Case, tmp_path_factory: pytest.TempPa
 @given(case=cases())
 def test_the_dense_model_is_not_changed(case: Case) -> None:
     before = {name: tensor.clone() for name, tensor in case.model.hf.state_dict().items()}
-    logits = case.model.dense(case.input_ids)
+    logits = case.model.dense(case.prompts.input_ids)
     rewrite_model(case.model, case.circuit, case.patching)
-    assert torch.equal(case.model.dense(case.input_ids), logits)
+    assert torch.equal(case.model.dense(case.prompts.input_ids), logits)
     assert all(torch.equal(before[name], tensor) for name, tensor in case.model.hf.state_dict().items())
 
 

@@ -44,11 +44,13 @@ def test_the_output_bias_stays_when_every_head_is_gone() -> None:
     torch.testing.assert_close(logits, model.hf.lm_head(body.ln_f(residual)))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("align", ["left", "right"])
 @pytest.mark.parametrize("mean", ["position", "global"])
-def test_recorded_means_are_those_of_the_circuit_model(mean: str) -> None:
-    model, prompts = make_model(n_layers=3), make_prompts(70, 5)
-    recorded = record_replacements(model, prompts, ablation="mean", mean=mean)
-    computed = compute_replacements(model.dense, prompts, ablation="mean", mean=mean)
+def test_recorded_means_are_those_of_the_circuit_model(mean: str, align: str, padded: bool) -> None:
+    model, prompts = make_model(n_layers=3), make_prompts(70, 5, padded=padded)
+    recorded = record_replacements(model, prompts, ablation="mean", mean=mean, align=align)
+    computed = compute_replacements(model.dense, prompts, ablation="mean", mean=mean, align=align)
     for ours, theirs in zip(computed.z + computed.mlp, recorded.z + recorded.mlp, strict=True):
         assert ours.shape[0] == (5 if mean == "position" else 1)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -58,7 +60,8 @@ def test_a_mean_by_hand() -> None:
     """z of the only prompt is its own mean; of two prompts, the half of the sum."""
     model, prompts = make_model(n_layers=1), make_prompts(2, 4)
     attention = next(iter(model.dense.sublayers()))
-    z = attention.z(model.dense.embed(prompts.input_ids)).double()
+    at = model.dense.place(prompts.input_ids)
+    z = attention.z(model.dense.embed(prompts.input_ids, at), at).double()
     by_position = compute_replacements(model.dense, prompts, ablation="mean", mean="position").z[0]
     torch.testing.assert_close(by_position, (z[0] + z[1]) / 2)
     everywhere = compute_replacements(model.dense, prompts, ablation="mean", mean="global").z[0]
@@ -77,5 +80,5 @@ def test_one_head_is_overwritten_by_its_mean_alone() -> None:
         handle.remove()
     z = seen[0].unflatten(-1, (2, 4))
     torch.testing.assert_close(z[:, :, 0], replacements.z[0][:, 0].float().expand(6, 4, 4))
-    attention = next(iter(model.dense.sublayers()))
-    torch.testing.assert_close(z[:, :, 1], attention.z(model.dense.embed(prompts.input_ids))[:, :, 1])
+    attention, at = next(iter(model.dense.sublayers())), model.dense.place(prompts.input_ids)
+    torch.testing.assert_close(z[:, :, 1], attention.z(model.dense.embed(prompts.input_ids, at), at)[:, :, 1])

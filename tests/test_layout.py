@@ -17,11 +17,11 @@ ORDER = [
     "files", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
     "circuit", "dataset",  # plain data
     "tasks",
-    "sublayers", "circuit_model", "families", "checkpoint", "loading",  # the dense model
+    "offload", "positions", "sublayers", "circuit_model", "families", "checkpoint", "loading",  # the dense model
     "means", "hooks", "slicing",  # component means, the oracle, cutting
     "cost", "ranks", "journal", "search",
     "rewrite",
-    "onnx_export",
+    "graph", "onnx_export",
     "verify",
     "measure", "evaluate",
     "manifest", "inspection",

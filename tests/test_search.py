@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import find_circuit_hooked
-from tiny import make_model, make_prompts, models
+from tiny import VARIANTS, make_model, make_prompts, models
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from exporter.circuit import MLP, Circuit, Component, Decision, Head
@@ -30,9 +31,10 @@ def assert_same_search(found: Circuit, expected: Circuit) -> None:
     assert found.kl == pytest.approx(expected.kl, abs=1e-5)
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("family", VARIANTS)
+@settings(max_examples=20)
 @given(
-    model=models(),
+    data=st.data(),
     length=st.integers(1, 6),
     alpha=st.sampled_from([0.003, 0.03, 0.3]),
     ablation=st.sampled_from(["mean", "zero"]),
@@ -40,14 +42,38 @@ def assert_same_search(found: Circuit, expected: Circuit) -> None:
     mlps=st.booleans(),
 )
 def test_equals_the_plain_hooked_search(
-    model: LanguageModel, length: int, alpha: float, ablation: str, mean: str, mlps: bool
+    family: str, data: st.DataObject, length: int, alpha: float, ablation: str, mean: str, mlps: bool
 ) -> None:
+    model = data.draw(models((family,)))
     patching, selection = make_prompts(9, length, seed=1), make_prompts(70, length, seed=2)
-    options = {"alpha": alpha, "ablation": ablation, "mean": mean, "mlps": mlps}
-    expected = find_circuit_hooked(model, patching, selection, **options)
+    check_search(model, patching, selection, alpha=alpha, ablation=ablation, mean=mean, mlps=mlps)
+
+
+@settings(max_examples=60)
+@given(
+    model=models(),
+    length=st.integers(2, 7),
+    steps=st.integers(1, 3),
+    padded=st.booleans(),
+    alpha=st.sampled_from([0.003, 0.03, 0.3]),
+    mean=st.sampled_from(["position", "global"]),
+    align=st.sampled_from(["left", "right"]),
+)
+def test_equals_it_on_prompts_of_several_lengths_and_answers_of_several_tokens(
+    model: LanguageModel, length: int, steps: int, padded: bool, alpha: float, mean: str, align: str
+) -> None:
+    steps = min(steps, length - 1)
+    patching = make_prompts(9, length, seed=1, padded=padded, steps=steps)
+    selection = make_prompts(30, length, seed=2, padded=padded, steps=steps)
+    check_search(model, patching, selection, alpha=alpha, mean=mean, align=align)
+
+
+def check_search(model: LanguageModel, patching: Dataset, selection: Dataset, *, alpha: float, **options: Any) -> None:
+    """The engine's search is the oracle's, unless rounding decides somewhere."""
+    expected = find_circuit_hooked(model, patching, selection, alpha=alpha, **options)
     margins = [abs(step.kl_without - step.kl_before - alpha) for step in expected.trace]
-    if min(margins) > 1e-5:  # closer than that, rounding decides
-        assert_same_search(find_circuit(model, patching, selection, **options), expected)
+    if min(margins, default=1.0) > 1e-5:
+        assert_same_search(find_circuit(model, patching, selection, alpha=alpha, **options), expected)
 
 
 @settings(max_examples=30)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from exporter.families.family import Family
 from exporter.families.gpt2 import GPT2
+from exporter.families.gpt_neox import GPT_NEOX
+from exporter.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 
-FAMILIES: dict[str, Family] = {"gpt2": GPT2}
+FAMILIES: dict[str, Family] = {family.name: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX)}
 
 __all__ = ["FAMILIES", "Family"]
