@@ -66,15 +66,22 @@ def _read_space_words(tokenizer: Tokenizer, name: str) -> dict[str, list[Piece]]
     return words
 
 
+def _find_lead(tokenizer: Tokenizer) -> int:
+    """The token that stands first: end of text, or what this tokenizer begins or ends a text with."""
+    if len(ids := encode_text(tokenizer, "<|endoftext|>")) == 1:
+        return ids[0]
+    lead = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if lead is None:
+        raise InputError(f"this tokenizer has no end-of-text token, which the task {NAME!r} puts first")
+    return int(lead)
+
+
 class _Acronyms:
     """Prompts of one wording, in strata by answer, so that the rarer letters are asked for as often."""
 
     def __init__(self, tokenizer: Tokenizer, words: dict[str, list[Piece]], wording: str) -> None:
         self._words, self._template = words, Template(tokenizer, wording)
-        lead = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        if lead is None:
-            raise InputError(f"this tokenizer has no end-of-text token, which the task {NAME!r} puts first")
-        self._lead = int(lead)
+        self._lead = _find_lead(tokenizer)
         bracket = wording[wording.index("{letter1}") - 1]
         self._letters = {
             letter: Piece(letter, ids) for letter in sorted(words) if len(ids := encode_text(tokenizer, letter)) == 1
