@@ -126,6 +126,10 @@ def _gpt_neox(draw: st.DrawFn, shape: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _starcoder2(draw: st.DrawFn, shape: dict[str, Any]) -> dict[str, Any]:
+    return strategy_llama(draw, shape) | {"use_bias": draw(st.booleans())}
+
+
 # One entry for each family: what of its configuration is drawn beside the common shape.
 VARIANTS: dict[str, Callable[[st.DrawFn, dict[str, Any]], dict[str, Any]]] = {
     "gpt2": _gpt2,
@@ -134,6 +138,7 @@ VARIANTS: dict[str, Callable[[st.DrawFn, dict[str, Any]], dict[str, Any]]] = {
     "qwen2": strategy_llama,
     "qwen3": strategy_llama,
     "gpt_neox": _gpt_neox,
+    "starcoder2": _starcoder2,
 }
 
 

@@ -6,7 +6,10 @@ from exporter.families.family import Family
 from exporter.families.gpt2 import GPT2
 from exporter.families.gpt_neox import GPT_NEOX
 from exporter.families.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from exporter.families.starcoder2 import STARCODER2
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX)}
+FAMILIES: dict[str, Family] = {
+    family.name: family for family in (GPT2, LLAMA, MISTRAL, QWEN2, QWEN3, GPT_NEOX, STARCODER2)
+}
 
 __all__ = ["FAMILIES", "Family"]
