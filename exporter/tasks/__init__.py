@@ -1,4 +1,4 @@
-"""The built-in tasks: each yields seeded, disjoint sets of prompts for the tokenizer at hand."""
+"""The tasks, built in or from a user's file: each yields seeded, disjoint sets of prompts for the tokenizer at hand."""
 
 from __future__ import annotations
 
@@ -8,20 +8,39 @@ from typing import Any
 
 from exporter.errors import UsageError
 from exporter.tasks import acronym, greater_than, ioi
-from exporter.tasks.task import SplitSizes, TaskData, TaskSpec, Tokenizer
+from exporter.tasks.file import is_file_task, read_task_file
+from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, TaskSpec, Tokenizer
 
-__all__ = ["TASKS", "SplitSizes", "TaskData", "TaskSpec", "Tokenizer", "load_task"]
+__all__ = [
+    "DEFAULT_SIZES",
+    "FILE_ALPHA",
+    "NO_LIMITS",
+    "TASKS",
+    "Limits",
+    "SplitSizes",
+    "TaskData",
+    "TaskSpec",
+    "Tokenizer",
+    "check_task",
+    "default_alpha",
+    "is_file_task",
+    "load_task",
+    "read_task_file",
+]
 
 DEFAULT_SIZES = SplitSizes()
+FILE_ALPHA = 0.02
+"""The default threshold for a task from a file, which nobody has swept, in nats."""
 
 _SWEEPS = json.loads(resources.files("exporter.tasks").joinpath("alphas.json").read_text(encoding="utf-8"))
 
 TASKS = {
     "acronym": TaskSpec(
         name="acronym",
-        description="the third letter of a three-word acronym",
+        description="the third letter of a three-word acronym, or all three",
         sweep=_SWEEPS["acronym"],
         build=acronym.build,
+        choices={"letters": (1, 3)},
     ),
     "greater-than": TaskSpec(
         name="greater-than",
@@ -39,22 +58,42 @@ TASKS = {
 }
 
 
-def load_task(
-    name: str, tokenizer: Tokenizer, *, seed: int = 0, sizes: SplitSizes = DEFAULT_SIZES, **parameters: Any
-) -> TaskData:
-    """Build the sets of a task.
+def check_task(task: str) -> None:
+    """Raise UsageError for what is neither the name of a task nor of a file."""
+    if task not in TASKS and not is_file_task(task):
+        raise UsageError(f"unknown task {task!r}; choose from {', '.join(TASKS)}, or give a .jsonl or .csv file")
 
-    The same arguments give the same prompts in every process. Raises UsageError for an unknown task or parameter,
-    InputError when the tokenizer cannot express the task or has too few prompts for the sizes.
+
+def default_alpha(task: str) -> float:
+    """The threshold of the search where none is given, in nats."""
+    return TASKS[task].alpha if task in TASKS else FILE_ALPHA
+
+
+def load_task(
+    name: str,
+    tokenizer: Tokenizer,
+    *,
+    seed: int = 0,
+    sizes: SplitSizes = DEFAULT_SIZES,
+    limits: Limits = NO_LIMITS,
+    **parameters: Any,
+) -> TaskData:
+    """Build the sets of a task, by its name or from a .jsonl or .csv file.
+
+    The same arguments give the same prompts in every process. `limits` are the model's: lines of a file are held
+    against them. Raises UsageError for an unknown task or parameter, InputError when the tokenizer cannot express
+    the task or has too few prompts for the sizes, and for a file with anything wrong in it.
     """
-    if name not in TASKS:
-        raise UsageError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
-    spec = TASKS[name]
+    check_task(name)
+    spec = TASKS.get(name)
+    choices = {} if spec is None else spec.choices
     for parameter, value in parameters.items():
-        if parameter not in spec.choices:
-            known = f"; it takes {', '.join(spec.choices)}" if spec.choices else "; it takes none"
+        if parameter not in choices:
+            known = f"; it takes {', '.join(choices)}" if choices else "; it takes none"
             raise UsageError(f"task {name!r} has no parameter {parameter!r}{known}")
-        if value not in spec.choices[parameter]:
-            choices = ", ".join(map(str, spec.choices[parameter]))
-            raise UsageError(f"{parameter} is {value!r} for the task {name!r}; choose from {choices}")
+        if value not in choices[parameter]:
+            allowed = ", ".join(map(str, choices[parameter]))
+            raise UsageError(f"{parameter} is {value!r} for the task {name!r}; choose from {allowed}")
+    if spec is None:
+        return read_task_file(name, tokenizer, seed=seed, sizes=sizes, limits=limits).data
     return spec.build(tokenizer, seed=seed, sizes=sizes, **parameters)

@@ -1,4 +1,4 @@
-"""Acronyms: `<|endoftext|>The Chief Executive Officer (CE` is followed by `O`.
+"""Acronyms: `<|endoftext|>The Chief Executive Officer (CE` is followed by `O`, or `(` by `C`, `E` and `O`.
 
 Each word is two tokens, the first being its capital with a space, so that the letters stand at the same positions in
 every prompt (García-Carrasco et al., arXiv 2405.04156). Letters that a tokenizer merges, such as "CE", never occur:
@@ -34,20 +34,24 @@ FEWEST_WORDS = 100
 FEWEST_TRIPLES = 50
 
 
-def build(tokenizer: Tokenizer, *, seed: int, sizes: SplitSizes) -> TaskData:
-    """The sets of this task; out of distribution stand other words and another wording with other brackets."""
+def build(tokenizer: Tokenizer, *, seed: int, sizes: SplitSizes, letters: int = 1) -> TaskData:
+    """The sets of this task; out of distribution stand other words and another wording with other brackets.
+
+    With 3 `letters` the whole acronym is the answer; the prompts are the same, for an answer's earlier tokens
+    stand in them.
+    """
     words, unseen = _read_space_words(tokenizer, "acronym"), _read_space_words(tokenizer, "acronym_ood")
     return build_sets(
         tokenizer,
         NAME,
-        _Acronyms(tokenizer, words, WORDING),
+        _Acronyms(tokenizer, words, WORDING, letters),
         {
-            "template": _Acronyms(tokenizer, words, UNSEEN_WORDING),
-            "words": _Acronyms(tokenizer, unseen, WORDING),
+            "template": _Acronyms(tokenizer, words, UNSEEN_WORDING, letters),
+            "words": _Acronyms(tokenizer, unseen, WORDING, letters),
         },
         seed=seed,
         sizes=sizes,
-        parameters={"wording": WORDING},
+        parameters={"letters": letters, "wording": WORDING},
     )
 
 
@@ -79,8 +83,8 @@ def _find_lead(tokenizer: Tokenizer) -> int:
 class _Acronyms:
     """Prompts of one wording, in strata by answer, so that the rarer letters are asked for as often."""
 
-    def __init__(self, tokenizer: Tokenizer, words: dict[str, list[Piece]], wording: str) -> None:
-        self._words, self._template = words, Template(tokenizer, wording)
+    def __init__(self, tokenizer: Tokenizer, words: dict[str, list[Piece]], wording: str, letters: int) -> None:
+        self._words, self._template, self._steps = words, Template(tokenizer, wording), letters
         self._lead = _find_lead(tokenizer)
         bracket = wording[wording.index("{letter1}") - 1]
         self._letters = {
@@ -103,7 +107,7 @@ class _Acronyms:
             pieces[f"word{place}"] = self._words[letter][choice]
             pieces[f"letter{place}"] = self._letters[letter]
         filled = self._template.fill(pieces)
-        return Prompt(filled.text, (self._lead, *filled.ids), pieces["letter3"].ids, lead=1)
+        return Prompt(filled.text, (self._lead, *filled.ids), pieces["letter3"].ids, lead=1, steps=self._steps)
 
     def _count_words(self, triple: str) -> int:
         first, second, third = (len(self._words[letter]) for letter in triple)

@@ -49,6 +49,17 @@ class SplitSizes:
                 raise InputError(f"the {name} set cannot have {size!r} prompts; give a whole number from 1")
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a model takes: tokens in a prompt, and how many token ids it knows; None where that is unknown."""
+
+    max_length: int | None = None
+    vocabulary: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, eq=False)
 class TaskData:
     """The sets of one task. `parameters` (JSON-able) says what it takes to build them again."""
@@ -80,11 +91,17 @@ class TaskSpec:
         """The default threshold of the search, in nats."""
         return float(self.sweep["alpha"])
 
-    def example(self, tokenizer: Tokenizer) -> tuple[str, str]:
-        """A prompt of this task as text, and one of its answers."""
-        data = self.build(tokenizer, seed=0, sizes=SplitSizes(patching=1, selection=1, test=1, ood=1))
-        prompt, answer = data.test.input_ids[0].tolist(), data.test.answer_ids[0, :1].tolist()
-        return str(tokenizer.decode(prompt)), str(tokenizer.decode(answer))
+    def example(self, tokenizer: Tokenizer, **parameters: Any) -> tuple[str, str]:
+        """A prompt of this task as text, and one of its answers, with all its tokens."""
+        sizes = SplitSizes(patching=1, selection=1, test=1, ood=1)
+        test = self.build(tokenizer, seed=0, sizes=sizes, **parameters).test
+        prompt, answer = test.input_ids[0, : test.length - test.n_steps + 1], test.steps[0, :, 0]
+        return str(tokenizer.decode(prompt.tolist())), str(tokenizer.decode(answer.tolist()))
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        """The parameters of every example worth showing: the default, and each other value alone."""
+        return [{}, *({name: value} for name, values in self.choices.items() for value in values[1:])]
 
 
 @dataclass(frozen=True)
@@ -97,12 +114,16 @@ class Piece:
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt and its right answers. `lead` special tokens stand before the text."""
+    """One prompt and its right answers. `lead` special tokens stand before the text.
+
+    The last `steps - 1` of the ids are tokens of the answer, too (teacher forcing).
+    """
 
     text: str
     ids: tuple[int, ...]
     answers: tuple[int, ...]
     lead: int = 0
+    steps: int = 1
 
 
 class PromptSpace(Protocol):
@@ -195,10 +216,15 @@ def draw_prompts(tokenizer: Tokenizer, space: PromptSpace, n: int, *, seed: str,
 
 
 def stack_prompts(prompts: Sequence[Prompt]) -> Dataset:
-    """Prompts of one length as a Dataset; answer rows are padded with -1."""
+    """Prompts of one length and one number of steps as a Dataset; answer rows are padded with -1."""
     most = max(len(prompt.answers) for prompt in prompts)
-    answers = [prompt.answers + (-1,) * (most - len(prompt.answers)) for prompt in prompts]
-    return Dataset(torch.tensor([prompt.ids for prompt in prompts]), torch.tensor(answers))
+    ids = torch.tensor([prompt.ids for prompt in prompts])
+    answers = torch.tensor([prompt.answers + (-1,) * (most - len(prompt.answers)) for prompt in prompts])
+    if (forced := prompts[0].steps - 1) > 0:
+        earlier = torch.full((len(prompts), forced, most), -1)  # (prompt, step, alternative)
+        earlier[..., 0] = ids[:, -forced:]
+        answers = torch.cat([earlier, answers[:, None]], dim=1)
+    return Dataset(ids, answers)
 
 
 def build_sets(
