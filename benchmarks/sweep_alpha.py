@@ -43,7 +43,7 @@ def sweep_task(model: LanguageModel, task: str) -> dict[str, Any]:
         sliced = slice_model(
             dense, circuit, compute_replacements(dense, data.patching, ablation="mean", mean="position")
         )
-        found = evaluate_circuit(dense.next_token_logits, fold_model(sliced).next_token_logits, data.selection)
+        found = evaluate_circuit(dense.answer_logits, fold_model(sliced).answer_logits, data.selection)
         rows.append(
             {
                 "alpha": alpha,

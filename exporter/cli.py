@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from exporter.errors import InputError, UsageError
+from exporter import cli_data
+from exporter.errors import UsageError
 
 app = typer.Typer(
     add_completion=False,
@@ -20,16 +21,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command("check-data")(cli_data.check_data)
+app.command("make-data")(cli_data.make_data)
+
 AblationChoice = Literal["mean", "zero"]
 MeanChoice = Literal["position", "global"]
 
 
 def _screen(*, quiet: bool = False) -> Console:
-    """Standard output for people; tables are not folded where there is no terminal to tell the width."""
-    console = Console(quiet=quiet, highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    return console
+    from exporter.display import make_screen
+
+    return make_screen(quiet=quiet)
 
 
 def _errors() -> Console:
@@ -39,7 +41,10 @@ def _errors() -> Console:
 @app.callback(invoke_without_command=True)
 def export(
     context: typer.Context,
-    task: Annotated[str | None, typer.Option(help="What the model shall do: see `export-circuit tasks`.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="What the model shall do: a name from `export-circuit tasks`, or a .jsonl or .csv file."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The ONNX file to write; its manifest goes beside it.")] = None,
     model: Annotated[
         str, typer.Option(help="A checkpoint folder, a hub name, 'bundled', or 'auto': GPT-2 Small, else bundled.")
@@ -55,6 +60,10 @@ def export(
         MeanChoice | None,
         typer.Option(help="Means by position (fixed prompt length), or over all (free length). Default: position."),
     ] = None,
+    align: Annotated[
+        Literal["left", "right"] | None,
+        typer.Option(help="Count positions from the first token, or the last. Default: right for uneven prompts."),
+    ] = None,
     mlps: Annotated[bool, typer.Option("--mlps/--no-mlps", help="Search MLPs too, or keep all of them.")] = True,
     circuit: Annotated[
         Path | None, typer.Option(help="Export this circuit (JSON, or a manifest) without a search.")
@@ -62,6 +71,7 @@ def export(
     template: Annotated[
         str | None, typer.Option(help="Of the task ioi: 'all', or 'paper' for its single template.")
     ] = None,
+    letters: Annotated[int | None, typer.Option(help="Of the task acronym: how many to predict, 1 or 3.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the task's sets.")] = 0,
     patching_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the means are taken on.")] = 250,
     selection_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the search reads.")] = 250,
@@ -73,7 +83,9 @@ def export(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the journal of a killed job, and keep it on Ctrl-C.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing output.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite an existing output; take a task that the model fails at.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, say what would be done, write nothing.")
     ] = False,
@@ -105,11 +117,12 @@ def export(
         alpha=alpha,
         ablation=ablation,
         mean=mean,
+        align=align,
         mlps=mlps,
         circuit=circuit,
         seed=seed,
         sizes=SplitSizes(patching=patching_prompts, selection=selection_prompts, test=test_prompts),
-        parameters={} if template is None else {"template": template},
+        parameters={k: v for k, v in (("template", template), ("letters", letters)) if v is not None},
         memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
         device=device,
         resume=resume,
@@ -126,7 +139,7 @@ def export(
         manifest = run_job(
             job,
             on_stage=progress.on_stage,
-            on_plan=lambda plan: None if quiet else _print_notes(plan.model.notes),
+            on_plan=lambda plan: None if quiet else _print_notes(plan.notes),
             on_decision=progress.on_decision,
         )
     if manifest is None:  # a rank that only helped
@@ -151,7 +164,7 @@ def _print_plan(job: object, *, quiet: bool, as_json: bool) -> None:
     assert isinstance(job, Job)
     plan = prepare(job)
     if not quiet:
-        _print_notes(plan.model.notes)
+        _print_notes(plan.notes)
     if as_json:
         typer.echo(json.dumps(plan.summary(), indent=1))
     else:
@@ -167,17 +180,14 @@ def tasks(
 
     Example: [bold]export-circuit tasks[/bold]
     """
+    from exporter.data_check import require_tokenizer
     from exporter.display import render_tasks
     from exporter.loading import load_model
-    from exporter.tasks import TASKS
+    from exporter.tasks import list_tasks
 
-    tokenizer = load_model(model).tokenizer
-    if tokenizer is None:
-        raise InputError(f"the model {model} has no tokenizer; put its tokenizer.json beside config.json")
-    rows = [(spec.name, spec.description, *spec.example(tokenizer)) for spec in TASKS.values()]
+    rows = list_tasks(require_tokenizer(load_model(model)))
     if as_json:
-        keys = ("name", "description", "prompt", "answer")
-        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=1))
+        typer.echo(json.dumps(rows, indent=1))
     else:
         _screen().print(render_tasks(rows))
 
@@ -207,6 +217,7 @@ def verify(
     model: Annotated[
         str | None, typer.Option(help="Where the dense model is now. Default: where it came from.")
     ] = None,
+    task: Annotated[Path | None, typer.Option(help="Where the task's file is now. Default: where it was.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Run the exactness gate again on a file: hooked = rewritten = ONNX on held-out prompts.
@@ -217,7 +228,7 @@ def verify(
 
     from exporter.pipeline import reverify
 
-    exactness = reverify(file, model=model)
+    exactness = reverify(file, model=model, task=task)
     if as_json:
         typer.echo(json.dumps(asdict(exactness), indent=1))
         return

@@ -16,6 +16,7 @@ from exporter.inspection import Inspection
 from exporter.manifest import Manifest, ModelInfo
 
 if TYPE_CHECKING:
+    from exporter.data_check import Alignment, DataReport
     from exporter.doctor import Check
 
 STAGES = {
@@ -27,6 +28,14 @@ STAGES = {
     "evaluate": "evaluating on held-out prompts",
     "measure": "measuring latency",
 }
+
+
+def make_screen(*, quiet: bool = False) -> Console:
+    """Standard output for people; tables are not folded where there is no terminal to tell the width."""
+    console = Console(quiet=quiet, highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    return console
 
 
 class JobProgress:
@@ -154,14 +163,66 @@ def render_plan(summary: Mapping[str, Any]) -> RenderableType:
     return Group(table, "nothing was computed and nothing was written")
 
 
-def render_tasks(rows: Iterable[tuple[str, str, str, str]]) -> RenderableType:
-    """Tasks by name, description, example prompt and answer."""
+def render_tasks(rows: Iterable[Mapping[str, Any]]) -> RenderableType:
+    """Tasks with their options, description, example prompt and answer; then the example files."""
     table = Table()
     for column in ("task", "what the model predicts", "example prompt", "answer"):
         table.add_column(column)
-    for name, description, prompt, answer in rows:
-        table.add_row(name, description, Text(prompt), Text(repr(answer)))
-    return table
+    files = []
+    for row in rows:
+        options = "".join(f" --{name} {value}" for name, value in row["parameters"].items())
+        name = row["name"]
+        if row["path"] is not None:
+            files.append(Text(f"  --task {row['path']}", overflow="fold", no_wrap=True))
+            name = "(a file)"
+        table.add_row(name + options, row["description"], Text(row["prompt"]), Text(repr(row["answer"])))
+    note = Text("your own task is a .jsonl or .csv file (export-circuit check-data FILE); two come along:")
+    return Group(table, note, *files)
+
+
+def render_data_report(report: DataReport) -> RenderableType:
+    """What a data file holds, how its prompts are read, and how the dense model does on them."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    dropped = f"{report.duplicates} duplicates, {report.unused} beyond the sets' sizes"
+    table.add_row("lines", f"{report.lines} ({dropped})")
+    table.add_row("answers", ", ".join(f"{kind}: {n}" for kind, n in report.answers.items()))
+    special = "|".join(report.special_tokens) or "none"
+    table.add_row("put before each prompt", Text(special))
+    most = max(report.lengths.values())
+    for place, (length, n) in enumerate(report.lengths.items()):
+        table.add_row("tokens" if place == 0 else "", f"{length:4}  {'■' * max(1, round(24 * n / most))} {n}")
+    sets = Table()
+    for column in ("set", "prompts", f"accuracy of {report.model}"):
+        sets.add_column(column)
+    for name, n in report.sets.items():
+        sets.add_row(name, str(n), Text(_accuracy(report.accuracy[name])))
+    verdict = {
+        "yes": f"{report.model} can do this task",
+        "unclear": f"it is not clear that {report.model} does this task better than guessing",
+        "no": f"{report.model} cannot do this task",
+    }[report.fitness.verdict]
+    examples = [Text("how some prompts are read, positions counted from 0:")]
+    examples += [line for example in report.examples for line in _render_alignment(example)]
+    return Group(table, sets, *examples, Text(f"{verdict}: on the selection set {report.fitness}"))
+
+
+def _render_alignment(found: Alignment) -> list[Text]:
+    """Tokens with bars between them; what is answered stands in brackets behind the position that answers it."""
+    head, steps = len(found.tokens) - len(found.answers), found.answers
+    shown = Text("|".join(_escape(token) for token in found.tokens[: head + 1]))
+    for place, right in enumerate(steps):
+        shown.append(" [" + " or ".join(map(_escape, right[:6])) + (" ...]" if len(right) > 6 else "]"), style="bold")
+        if place + 1 < len(steps):
+            shown.append(" -> ")
+    word = "position" if len(steps) == 1 else "positions"
+    positions = f"{word} " + ", ".join(str(found.padding + head + place) for place in range(len(steps)))
+    among = f", chosen from {', '.join(map(repr, found.choices[:6]))}" if found.choices else ""
+    start = f"line {found.line}, {found.padding} of padding, answered at {positions}{among}:"
+    return [Text(start, style="dim"), Text("  ").append(shown)]
+
+
+def _escape(token: str) -> str:
+    return token.replace("\n", "\\n").replace("\t", "\\t")
 
 
 def render_checks(checks: Iterable[Check]) -> RenderableType:

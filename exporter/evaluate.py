@@ -15,8 +15,8 @@ from torch import Tensor
 from exporter.dataset import Dataset
 from exporter.means import CHUNK
 
-NextTokenLogits = Callable[[Tensor], Tensor]
-"""(prompt, pos) int64 token ids to (prompt, vocab) logits at the last position."""
+AnswerLogits = Callable[[Tensor, Tensor | None, int], Tensor]
+"""(prompt, pos) token ids, their mask, answer positions S, to (prompt, S, vocab) logits at the last S positions."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Accuracy:
 @dataclass(frozen=True)
 class Evaluation:
     """Dense and circuit on the same n prompts. `kl` is mean KL(dense || circuit) in nats over the whole
-    vocabulary; `agreement` is the share of prompts on which both have the same top-1 token."""
+    vocabulary and all answer positions; `agreement` is the share of prompts on which both predict the same."""
 
     n: int
     dense: Accuracy
@@ -46,17 +46,30 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate_circuit(dense: NextTokenLogits, circuit: NextTokenLogits, dataset: Dataset) -> Evaluation:
-    """Compare two models on a set, in chunks. Accuracy is top-1 over the whole vocabulary."""
+def evaluate_circuit(dense: AnswerLogits, circuit: AnswerLogits, dataset: Dataset) -> Evaluation:
+    """Compare two models on a set, in chunks.
+
+    A prediction is the likeliest token, of the choices where the set has some; an answer of several tokens is
+    right when all of them are.
+    """
     kl, agree, dense_right, circuit_right = 0.0, 0, 0, 0
-    for start in range(0, len(dataset), CHUNK):
-        part = dataset[start : start + CHUNK]
-        dense_logits, circuit_logits = dense(part.input_ids), circuit(part.input_ids)
-        log_p, log_q = dense_logits.log_softmax(-1), circuit_logits.log_softmax(-1)  # (prompt, vocab)
-        kl += float((log_p.exp() * (log_p - log_q)).sum(dtype=torch.float64))
-        dense_top, circuit_top = dense_logits.argmax(-1), circuit_logits.argmax(-1)
-        agree += int((dense_top == circuit_top).sum())
+    for part in dataset.split(CHUNK):
+        counted = part.counted  # (prompt, step)
+        dense_logits, circuit_logits = (f(part.input_ids, part.mask, part.n_steps) for f in (dense, circuit))
+        log_p, log_q = dense_logits.log_softmax(-1), circuit_logits.log_softmax(-1)  # (prompt, step, vocab)
+        kl += float((log_p.exp() * (log_p - log_q)).sum(-1, dtype=torch.float64)[counted].sum())
+        dense_top, circuit_top = part.predict(dense_logits), part.predict(circuit_logits)  # (prompt, step)
+        agree += int(((dense_top == circuit_top) | ~counted).all(dim=1).sum())
         dense_right += int(part.is_answer(dense_top).sum())
         circuit_right += int(part.is_answer(circuit_top).sum())
     n = len(dataset)
-    return Evaluation(n, Accuracy.of(dense_right, n), Accuracy.of(circuit_right, n), kl / n, agree / n)
+    kl /= int(dataset.counted.sum())
+    return Evaluation(n, Accuracy.of(dense_right, n), Accuracy.of(circuit_right, n), kl, agree / n)
+
+
+@torch.inference_mode()
+def evaluate_dense(answer_logits: AnswerLogits, dataset: Dataset) -> Accuracy:
+    """How often one model's prediction is right."""
+    parts = dataset.split(CHUNK)
+    right = [part.is_answer(part.predict(answer_logits(part.input_ids, part.mask, part.n_steps))) for part in parts]
+    return Accuracy.of(int(torch.cat(right).sum()), len(dataset))

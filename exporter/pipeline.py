@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
 from exporter.circuit import Ablation, Circuit, Decision, Mean
 from exporter.circuit_model import CircuitModel
+from exporter.data_check import find_limits, require_fitness, require_tokenizer
 from exporter.errors import InputError, MissingRuntimeError, UsageError
 from exporter.evaluate import evaluate_circuit
 from exporter.families import FAMILIES
@@ -33,18 +34,31 @@ from exporter.rewrite import fold_model, rewrite_model
 from exporter.runtime import import_onnxruntime
 from exporter.search import OnDecision, find_circuit
 from exporter.slicing import slice_model
-from exporter.tasks import DEFAULT_SIZES, TASKS, SplitSizes, TaskData, load_task
+from exporter.tasks import (
+    DEFAULT_SIZES,
+    TASKS,
+    SplitSizes,
+    TaskData,
+    check_task,
+    default_alpha,
+    is_file_task,
+    load_task,
+    rebuild_task,
+)
 from exporter.verify import Exactness, verify_export
 
 LATENCY_BATCHES = (1, 32)
 SUFFIXES = (".onnx", ".json")
+Align = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
 class Job:
     """What to do. `alpha=None` takes the task's own; a `circuit` file is exported as it is, without a search.
 
-    `device` is where the search runs. `resume` goes on from the journal that a killed job left beside `out`.
+    `task` is a name or a .jsonl or .csv file. `align` is the end that means by position are counted from; None takes
+    right where prompts differ in length. `device` is where the search runs. `resume` goes on from the journal that a
+    killed job left beside `out`. `force` replaces an existing output, and takes a file's task that the model fails at.
     """
 
     task: str
@@ -54,6 +68,7 @@ class Job:
     alpha: float | None = None
     ablation: Ablation | None = None
     mean: Mean | None = None
+    align: Align | None = None
     mlps: bool = True
     circuit: Path | None = None
     seed: int = 0
@@ -65,15 +80,22 @@ class Job:
     force: bool = False
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UsageError(f"unknown task {self.task!r}; choose from {', '.join(TASKS)}")
+        check_task(self.task)
         if self.out is not None and self.out.suffix != ".onnx":
             raise UsageError(f"--out is {str(self.out)!r}; give a name that ends in .onnx")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise UsageError(f"--alpha is {self.alpha}; give a threshold above 0, in nats (such as 0.02)")
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"--device is {self.device!r}; choose from cpu, cuda")
-        searched = {"--alpha": self.alpha, "--ablation": self.ablation, "--mean": self.mean, "--no-mlps": not self.mlps}
+        if self.align is not None and (self.mean == "global" or self.ablation == "zero"):
+            raise UsageError("--align is for means by position; leave it out, or take --mean position")
+        searched = {
+            "--alpha": self.alpha,
+            "--ablation": self.ablation,
+            "--mean": self.mean,
+            "--align": self.align,
+            "--no-mlps": not self.mlps,
+        }
         given = [name for name, value in searched.items() if value]
         if self.circuit is not None and given:
             raise UsageError(f"{given[0]} is for the search, and --circuit needs none; leave one of them out")
@@ -87,11 +109,19 @@ class Plan:
     model: LanguageModel
     data: TaskData
     circuit: Circuit | None
+    notes: tuple[str, ...]
 
     @property
     def alpha(self) -> float:
         """The threshold of the search, in nats."""
-        return self.job.alpha or TASKS[self.job.task].alpha
+        return self.job.alpha or default_alpha(self.job.task)
+
+    @property
+    def align(self) -> Align:
+        """The end that means by position are counted from."""
+        data = self.data
+        sets = (data.patching, data.selection, data.test, *data.ood.values())
+        return self.job.align or ("left" if all(dataset.mask is None for dataset in sets) else "right")
 
     def summary(self) -> dict[str, Any]:
         """What would be done, as JSON-able data."""
@@ -103,7 +133,7 @@ class Plan:
             "task": data.task,
             "prompts": {name: len(dataset) for name, dataset in sets.items()},
             "prompt_tokens": data.test.length,
-            "example": _require_tokenizer(self.model).decode(data.test.input_ids[0].tolist()),
+            "example": require_tokenizer(self.model).decode(data.test.input_ids[0].tolist()),
             "candidates": 0 if self.circuit else heads + mlps,
             "alpha": None if self.circuit else self.alpha,
             "parameters": self.model.dense.count_parameters(),
@@ -113,7 +143,7 @@ class Plan:
     @property
     def alpha_sweep(self) -> dict[str, Any] | None:
         """Where the threshold comes from, when it is the task's own."""
-        searched_with_default = self.circuit is None and self.job.alpha is None
+        searched_with_default = self.circuit is None and self.job.alpha is None and self.job.task in TASKS
         return dict(TASKS[self.job.task].sweep) if searched_with_default else None
 
     @property
@@ -128,6 +158,7 @@ class Plan:
             "alpha": self.alpha,
             "ablation": job.ablation or "mean",
             "mean": job.mean or "position",
+            "align": self.align,
             "mlps": job.mlps,
             "device": job.device,
             "versions": collect_versions(),
@@ -159,19 +190,21 @@ def prepare(job: Job) -> Plan:
     family = FAMILIES[model.family]
     if circuit is not None:
         circuit.check_fits(n_layers=family.n_layers(model.hf), n_heads=family.n_heads(model.hf))
-    data = load_task(job.task, _require_tokenizer(model), seed=job.seed, sizes=job.sizes, **job.parameters)
+    data = load_task(
+        job.task,
+        require_tokenizer(model),
+        seed=job.seed,
+        sizes=job.sizes,
+        limits=find_limits(model.dense),
+        **job.parameters,
+    )
     if data.test.length > model.dense.max_length:
         raise InputError(
             f"the task's prompts have {data.test.length} tokens, the model takes {model.dense.max_length}; "
             "choose a model with a longer context"
         )
-    return Plan(job, model, data, circuit)
-
-
-def _require_tokenizer(model: LanguageModel) -> Any:
-    if model.tokenizer is None:
-        raise InputError(f"the model {model.name} has no tokenizer; put its tokenizer.json beside config.json")
-    return model.tokenizer
+    doubts = require_fitness(job.task, model, data.selection, force=job.force) if is_file_task(job.task) else ()
+    return Plan(job, model, data, circuit, (*model.notes, *doubts))
 
 
 def _hash_sets(data: TaskData) -> str:
@@ -180,6 +213,8 @@ def _hash_sets(data: TaskData) -> str:
     for dataset in (data.patching, data.selection, data.test, *data.ood.values()):
         digest.update(dataset.input_ids.numpy().tobytes())
         digest.update(dataset.answer_ids.numpy().tobytes())
+        for tensor in (dataset.mask, dataset.choice_ids):
+            digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -286,7 +321,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
     with clock.stage("evaluate"):
         sets = {"test": data.test, **data.ood}
         figures = {
-            name: evaluate_circuit(model.dense.next_token_logits, rewritten.next_token_logits, prompts)
+            name: evaluate_circuit(model.dense.answer_logits, rewritten.answer_logits, prompts)
             for name, prompts in sets.items()
         }
     assert plan.job.out is not None
@@ -308,7 +343,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         files={plan.job.out.name: hash_file(path)},
         seconds=clock.seconds,
         versions=collect_versions(),
-        notes=list(model.notes),
+        notes=list(plan.notes),
     )
 
 
@@ -327,11 +362,11 @@ def _measure_dense(dense: CircuitModel, path: Path, data: TaskData) -> tuple[int
         return dense_path.stat().st_size, [compare_latency(dense_path, path, batch) for batch in batches]
 
 
-def reverify(path: Path, *, model: str | None = None) -> Exactness:
+def reverify(path: Path, *, model: str | None = None, task: Path | None = None) -> Exactness:
     """Run the exactness gate again on a file on disk, from what the file says of itself.
 
-    `model` is where to load the dense model from now (default: where it came from). Raises InputError
-    when the file or the model is not the right one, ExactnessError when logits differ.
+    `model` and `task` are where the dense model and the task's file are now (default: where they were). Raises
+    InputError when one of them is not the right one, ExactnessError when logits differ.
     """
     recover(path)
     origin = Origin.read(path)
@@ -341,16 +376,7 @@ def reverify(path: Path, *, model: str | None = None) -> Exactness:
             f"the weights of {loaded.name} (sha256 {loaded.sha256[:12]}) are not those the circuit came from "
             f"({origin.model.sha256[:12]}); give the right model with --model"
         )
-    spec, parameters = TASKS.get(origin.task.name), origin.task.parameters
-    if spec is None:
-        raise InputError(f"{path} was made for the task {origin.task.name!r}, which this version does not have")
-    data = load_task(
-        origin.task.name,
-        _require_tokenizer(loaded),
-        seed=parameters["seed"],
-        sizes=SplitSizes(**parameters["sizes"]),
-        **{name: parameters[name] for name in spec.choices},
-    )
+    data = rebuild_task(origin.task.name, origin.task.parameters, require_tokenizer(loaded), path=task)
     if _hash_sets(data) != origin.task.sha256:
         raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
     rewritten = rewrite_model(loaded, origin.circuit, data.patching)

@@ -88,7 +88,11 @@ HAND_MADE = {"heads": [[0, 1]], "mlps": [1]}
 
 # Arguments after `--task acronym --model SMALL --out OUT/m.onnx`, which they override; the exit code; what is said.
 BAD_ARGUMENTS: dict[str, tuple[tuple[str, ...], int, str]] = {
-    "unknown task": (("--task", "foo"), 2, "unknown task 'foo'; choose from acronym, greater-than, ioi"),
+    "unknown task": (
+        ("--task", "foo"),
+        2,
+        "unknown task 'foo'; choose from acronym, greater-than, ioi, or give a .jsonl or .csv",
+    ),
     "unknown option": (("--aplha", "1"), 2, "No such option: --aplha"),
     "alpha zero": (("--alpha", "0"), 2, "--alpha is 0.0; give a threshold above 0"),
     "alpha negative": (("--alpha", "-1"), 2, "give a threshold above 0"),
@@ -99,6 +103,9 @@ BAD_ARGUMENTS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no prompts": (("--test-prompts", "0"), 2, "'--test-prompts': Input should be greater than or equal to 1"),
     "too many prompts": (("--test-prompts", "99999999"), 3, "distinct prompts of this kind.*ask for smaller sets"),
     "a parameter of another task": (("--template", "paper"), 2, "task 'acronym' has no parameter 'template'"),
+    "unknown number of letters": (("--letters", "2"), 2, "letters is 2 for the task 'acronym'; choose from 1, 3"),
+    "unknown alignment": (("--align", "centre"), 2, "'centre' is not one of 'left', 'right'"),
+    "circuit and align": (("--circuit", "HAND", "--align", "left"), 2, "--align is for the search"),
     "unknown template": (
         ("--task", "ioi", "--template", "x"),
         2,
@@ -201,14 +208,24 @@ def test_a_tokenizer_that_cannot_express_the_task_is_refused(
 
 def test_tasks_lists_each_with_an_example(run: Run) -> None:
     rows = json.loads(run.succeeds("tasks", "--json", "--model", bundled_path()))
-    assert [row["name"] for row in rows] == ["acronym", "greater-than", "ioi"]
+    named = [(row["name"], row["parameters"]) for row in rows if row["path"] is None]
+    assert named == [("acronym", {}), ("acronym", {"letters": 3}), ("greater-than", {}), ("ioi", {}),
+                     ("ioi", {"template": "paper"})]  # fmt: skip
     assert all(row["prompt"] and row["answer"] and row["description"] for row in rows)
     table = run.succeeds("tasks", "--model", bundled_path())
     assert all(row["name"] in table for row in rows)
+    paths = [row["path"] for row in rows if row["path"] is not None]
+    assert len(paths) == 2 and all(path in table and Path(path).is_file() for path in paths)
+
+
+@pytest.mark.parametrize("arguments", [("--mean", "global"), ("--ablation", "zero")])
+def test_align_is_for_means_by_position(arguments: tuple[str, ...], run: Run, tmp_path: Path) -> None:
+    given = ("--task", "acronym", "--out", tmp_path / "m.onnx", "--align", "right", *arguments)
+    run.fails(2, "--align is for means by position", *given)
 
 
 def test_help_has_an_example_for_each_command(run: Run) -> None:
-    for command in ((), ("tasks",), ("inspect",), ("verify",), ("doctor",)):
+    for command in ((), ("tasks",), ("inspect",), ("verify",), ("doctor",), ("check-data",), ("make-data",)):
         assert "Example" in run.succeeds(*command, "--help")
 
 

@@ -24,10 +24,11 @@ ORDER = [
     "graph", "onnx_export",
     "verify",
     "measure", "evaluate",
+    "data_check",
     "manifest", "inspection",
     "pipeline",
     "__init__",  # the public API
-    "doctor", "display", "cli", "__main__",
+    "doctor", "display", "cli_data", "cli", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

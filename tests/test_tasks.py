@@ -92,6 +92,20 @@ def test_acronym_answers(tokenizer: Any) -> None:
     assert asked[asked > 0].numel() >= 20 and asked.max() <= 40  # no letter dominates
 
 
+def test_the_whole_acronym_is_the_answer(tokenizer: Any) -> None:
+    one, three = (load_task("acronym", tokenizer, sizes=SMALL, letters=letters) for letters in (1, 3))
+    for name, dataset in list_sets(three).items():
+        assert torch.equal(dataset.input_ids, list_sets(one)[name].input_ids)  # two letters stand in the prompt
+        assert dataset.steps.shape == (len(dataset), 3, 1)
+        assert torch.equal(dataset.steps[:, 2], list_sets(one)[name].answer_ids)
+        for ids, steps in zip(dataset.input_ids.tolist(), dataset.steps[..., 0].tolist(), strict=True):
+            assert ids[-2:] == steps[:2] and tokenizer.decode(ids[-3:-2]) in (" (", " [")
+            assert "".join(tokenizer.decode(ids).split()[k][0] for k in (1, 2, 3)) == tokenizer.decode(steps)
+    assert (one.parameters["letters"], three.parameters["letters"]) == (1, 3)
+    prompt, answer = TASKS["acronym"].example(tokenizer, letters=3)
+    assert prompt.endswith(" (") and len(answer) == 3 and answer.isupper()
+
+
 @pytest.mark.parametrize("template", ["all", "paper"])
 def test_ioi_answer_is_the_name_that_occurs_once(tokenizer: Any, template: str) -> None:
     data = load_task("ioi", tokenizer, template=template)
@@ -172,7 +186,7 @@ def test_example_is_what_the_task_asks(tokenizer: Any, name: str) -> None:
 def test_unknown_task_and_parameter(tokenizer: Any) -> None:
     with pytest.raises(UsageError, match="unknown task 'foo'; choose from acronym, greater-than, ioi"):
         load_task("foo", tokenizer)
-    with pytest.raises(UsageError, match="task 'acronym' has no parameter 'template'; it takes none"):
+    with pytest.raises(UsageError, match="task 'acronym' has no parameter 'template'; it takes letters"):
         load_task("acronym", tokenizer, template="all")
     with pytest.raises(UsageError, match="task 'ioi' has no parameter 'colour'; it takes template"):
         load_task("ioi", tokenizer, colour="red")

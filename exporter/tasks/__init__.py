@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from exporter.errors import UsageError
+from exporter.errors import InputError, UsageError
 from exporter.tasks import acronym, greater_than, ioi
+from exporter.tasks.encoding import Example
 from exporter.tasks.file import is_file_task, read_task_file
+from exporter.tasks.lines import DataFileError, hash_data_file
 from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, TaskSpec, Tokenizer
 
 __all__ = [
     "DEFAULT_SIZES",
+    "EXAMPLES",
     "FILE_ALPHA",
     "NO_LIMITS",
     "TASKS",
+    "DataFileError",
+    "Example",
     "Limits",
     "SplitSizes",
     "TaskData",
@@ -24,8 +31,10 @@ __all__ = [
     "check_task",
     "default_alpha",
     "is_file_task",
+    "list_tasks",
     "load_task",
     "read_task_file",
+    "rebuild_task",
 ]
 
 DEFAULT_SIZES = SplitSizes()
@@ -56,6 +65,30 @@ TASKS = {
         choices={"template": ("all", "paper")},
     ),
 }
+
+
+EXAMPLES = {
+    "sentiment.jsonl": "the sentiment of a short review",
+    "agreement.jsonl": "the verb that agrees with its subject",
+}
+"""Data files that come along, in the folder `examples`."""
+
+
+def list_tasks(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+    """Every built-in task and example file, with a prompt and an answer each, as JSON-able rows."""
+    rows: list[dict[str, Any]] = []
+    for spec in TASKS.values():
+        for parameters in spec.variants:
+            prompt, answer = spec.example(tokenizer, **parameters)
+            shown = {"prompt": prompt, "answer": answer, "parameters": parameters, "path": None}
+            rows.append({"name": spec.name, "description": spec.description} | shown)
+    for name, description in EXAMPLES.items():
+        path = str(resources.files("exporter.tasks").joinpath("examples", name))
+        first = json.loads(Path(path).read_text(encoding="utf-8").split("\n", 1)[0])
+        answer = first.get("answer") or first["answers"][0]
+        shown = {"prompt": first["prompt"], "answer": answer, "parameters": {}, "path": path}
+        rows.append({"name": name, "description": description} | shown)
+    return rows
 
 
 def check_task(task: str) -> None:
@@ -97,3 +130,28 @@ def load_task(
     if spec is None:
         return read_task_file(name, tokenizer, seed=seed, sizes=sizes, limits=limits).data
     return spec.build(tokenizer, seed=seed, sizes=sizes, **parameters)
+
+
+def rebuild_task(
+    name: str, parameters: Mapping[str, Any], tokenizer: Tokenizer, *, path: Path | None = None
+) -> TaskData:
+    """The sets of a `TaskData` again, from its name and parameters; `path` is where a task's file is now."""
+    sizes, chosen = SplitSizes(**parameters["sizes"]), {}
+    if "sha256" in parameters:
+        name = str(path or parameters["path"])
+        _check_same_file(name, parameters["sha256"])
+    elif path is not None:
+        raise UsageError(f"--task is for a task from a file, and this is the task {name!r}; leave it out")
+    elif name in TASKS:
+        chosen = {key: parameters[key] for key in TASKS[name].choices if key in parameters}
+    else:
+        raise InputError(f"it was made for the task {name!r}, which this version does not have")
+    return load_task(name, tokenizer, seed=parameters["seed"], sizes=sizes, **chosen)
+
+
+def _check_same_file(path: str, sha256: str) -> None:
+    remedy = "say where the task's file is now: --task FILE"
+    if not Path(path).expanduser().exists():
+        raise InputError(f"no file {path}: it has moved; {remedy}")
+    if (found := hash_data_file(path)) != sha256:
+        raise InputError(f"{path} has changed (sha256 {found[:12]}, it was {sha256[:12]}); {remedy}")

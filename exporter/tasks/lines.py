@@ -10,7 +10,7 @@ import csv
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,7 +46,7 @@ class DataFileError(InputError):
         self.path = path
         self.problems = tuple(sorted(problems, key=lambda problem: problem.line or 0))
         more = len(self.problems) - 1
-        rest = f" ({more} more: export-circuit check-data {path})" if more else ""
+        rest = f" (and {more} more problems: export-circuit check-data lists them)" if more else ""
         super().__init__(f"{path}: {self.problems[0]}{rest}")
 
 
@@ -92,6 +92,17 @@ def read_rows(path: str | Path, problems: list[Problem]) -> tuple[Rows, str]:
     return rows, hashlib.sha256(content).hexdigest()
 
 
+def read_table(path: str | Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows of any .csv file by the names in its first line. Raises DataFileError with everything wrong in it."""
+    problems: list[Problem] = []
+    rows = list(_read_cells(path, _decode_lines(path, _read_bytes(path, suffixes=(".csv",)), problems), problems))
+    if not rows and not problems:
+        problems.append(Problem(None, "there is no row under the first line; add one for each prompt"))
+    if problems:
+        raise DataFileError(path, problems)
+    return rows
+
+
 def hash_data_file(path: str | Path) -> str:
     """The sha256 of a data file's bytes. Raises DataFileError when it is not there."""
     return hashlib.sha256(_read_bytes(path)).hexdigest()
@@ -101,10 +112,10 @@ def _refuse(path: str | Path, message: str, line: int | None = None) -> NoReturn
     raise DataFileError(path, [Problem(line, message)])
 
 
-def _read_bytes(path: str | Path) -> bytes:
+def _read_bytes(path: str | Path, *, suffixes: Sequence[str] = SUFFIXES) -> bytes:
     file = Path(path).expanduser()
-    if file.suffix not in SUFFIXES:
-        _refuse(path, f"a data file's name ends in {' or '.join(SUFFIXES)}, not in {file.suffix!r}; rename it")
+    if file.suffix not in suffixes:
+        _refuse(path, f"its name must end in {' or '.join(suffixes)}, not in {file.suffix!r}; save it as such a file")
     if not file.exists():
         _refuse(path, "no such file; check the name and the folder")
     if not file.is_file():
@@ -174,16 +185,27 @@ def _parse_json(line: str) -> dict[str, Any]:
     return found
 
 
-def _read_csv(
-    path: str | Path, lines: Sequence[str], problems: list[Problem]
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _read_csv(path: str | Path, lines: Sequence[str], problems: list[Problem]) -> Rows:
     """Rows by the header's names, empty cells left out; a list is `a|b` or JSON."""
+    for number, cells in _read_cells(path, lines, problems, _check_fields):
+        try:
+            yield number, {name: _read_cell(name, cell) for name, cell in cells.items() if cell}
+        except LineError as error:
+            problems.append(Problem(number, str(error)))
+
+
+def _read_cells(
+    path: str | Path,
+    lines: Sequence[str],
+    problems: list[Problem],
+    check_header: Callable[[Sequence[str]], None] | None = None,
+) -> Iterator[tuple[int, dict[str, str]]]:
     first = next((place for place, line in enumerate(lines) if line.strip()), len(lines))
     reader = csv.reader((line + "\n" for line in lines[first:]), strict=True)
     header: list[str] | None = None
-    last = first
+    start = first
     while True:
-        start = last + 1
+        start = first + reader.line_num + 1
         try:
             row = next(reader)
         except StopIteration:
@@ -191,34 +213,33 @@ def _read_csv(
         except csv.Error as error:
             problems.append(Problem(start, f"not CSV ({error}); close every quote, and double quotes inside a cell"))
             return
-        last = first + reader.line_num
-        if not row or row == [""]:
+        if not row:
             continue
         if header is None:
-            header = _check_header(path, row, start)
-        elif len(row) != len(header):
-            problems.append(
-                Problem(start, f"{len(row)} cells under {len(header)} columns; put cells with a comma into quotes")
-            )
-        else:
-            cells = {name: cell for name, cell in zip(header, row, strict=True) if cell}
+            header = [name.strip() for name in row]
             try:
-                yield start, {name: _read_cell(name, cell) for name, cell in cells.items()}
+                if (twice := find_twice(header)) is not None:
+                    raise LineError(f"the column {show_text(twice)} stands there twice; keep one of them")
+                if check_header is not None:
+                    check_header(header)
             except LineError as error:
-                problems.append(Problem(start, str(error)))
+                _refuse(path, str(error), start)
+        elif len(row) != len(header):
+            message = f"{len(row)} cells under {len(header)} columns; put cells with a comma into quotes"
+            problems.append(Problem(start, message))
+        else:
+            yield start, dict(zip(header, row, strict=True))
 
 
-def _check_header(path: str | Path, row: list[str], line: int) -> list[str]:
-    header = [name.strip() for name in row]
-    remedy = "the first line names the columns, separated by commas: prompt,answer"
+def _check_fields(header: Sequence[str]) -> None:
     if not {"prompt", "prompt_ids"} & set(header):
-        _refuse(path, f"no column 'prompt' among {show_text(', '.join(header))}; {remedy}", line)
-    if (twice := find_twice(header)) is not None:
-        _refuse(path, f"the column {show_text(twice)} stands there twice; keep one of them", line)
+        found = show_text(", ".join(header))
+        raise LineError(
+            f"no column 'prompt' in {found}; the first line names the columns, separated by commas: prompt,answer"
+        )
     for name in header:
         if name not in FIELDS:
-            _refuse(path, unknown_field(name), line)
-    return header
+            raise LineError(unknown_field(name))
 
 
 def _read_cell(name: str, cell: str) -> Any:
