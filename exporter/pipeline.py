@@ -298,6 +298,7 @@ def _search(plan: Plan, decided: Sequence[Decision], ranks: Ranks, on_decision: 
         alpha=plan.alpha,
         ablation=job.ablation or "mean",
         mean=job.mean or "position",
+        align=plan.align,
         mlps=job.mlps,
         memory_limit=job.memory_limit,
         prior=decided,
@@ -310,7 +311,9 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
     """Rewrite, export to `path`, verify, evaluate, measure."""
     model, data = plan.model, plan.data
     with clock.stage("rewrite"):
-        means = compute_replacements(model.dense, data.patching, ablation=circuit.ablation, mean=circuit.mean)
+        means = compute_replacements(
+            model.dense, data.patching, ablation=circuit.ablation, mean=circuit.mean, align=circuit.align
+        )
         sliced = slice_model(model.dense, circuit, means)
         rewritten = fold_model(sliced)
     with clock.stage("export"):
