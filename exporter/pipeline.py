@@ -41,6 +41,7 @@ from exporter.tasks import (
     TaskData,
     check_task,
     default_alpha,
+    find_sweep,
     is_file_task,
     load_task,
     rebuild_task,
@@ -114,7 +115,7 @@ class Plan:
     @property
     def alpha(self) -> float:
         """The threshold of the search, in nats."""
-        return self.job.alpha or default_alpha(self.job.task)
+        return self.job.alpha or default_alpha(self.job.task, self.model.name)
 
     @property
     def align(self) -> Align:
@@ -144,7 +145,7 @@ class Plan:
     def alpha_sweep(self) -> dict[str, Any] | None:
         """Where the threshold comes from, when it is the task's own."""
         searched_with_default = self.circuit is None and self.job.alpha is None and self.job.task in TASKS
-        return dict(TASKS[self.job.task].sweep) if searched_with_default else None
+        return find_sweep(self.job.task, self.model.name) if searched_with_default else None
 
     @property
     def search_key(self) -> dict[str, Any]:

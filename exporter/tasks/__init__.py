@@ -30,6 +30,7 @@ __all__ = [
     "Tokenizer",
     "check_task",
     "default_alpha",
+    "find_sweep",
     "is_file_task",
     "list_tasks",
     "load_task",
@@ -41,26 +42,26 @@ DEFAULT_SIZES = SplitSizes()
 FILE_ALPHA = 0.02
 """The default threshold for a task from a file, which nobody has swept, in nats."""
 
-_SWEEPS = json.loads(resources.files("exporter.tasks").joinpath("alphas.json").read_text(encoding="utf-8"))
+# by model, then by task; models that were not swept take the bundled one's thresholds
+_SWEEPS: dict[str, dict[str, Any]] = json.loads(
+    resources.files("exporter.tasks").joinpath("alphas.json").read_text(encoding="utf-8")
+)
 
 TASKS = {
     "acronym": TaskSpec(
         name="acronym",
         description="the third letter of a three-word acronym, or all three",
-        sweep=_SWEEPS["acronym"],
         build=acronym.build,
         choices={"letters": (1, 3)},
     ),
     "greater-than": TaskSpec(
         name="greater-than",
         description="a two-digit year later than the one named before",
-        sweep=_SWEEPS["greater-than"],
         build=greater_than.build,
     ),
     "ioi": TaskSpec(
         name="ioi",
         description="the one of two names that was not repeated (indirect object identification)",
-        sweep=_SWEEPS["ioi"],
         build=ioi.build,
         choices={"template": ("all", "paper")},
     ),
@@ -97,9 +98,18 @@ def check_task(task: str) -> None:
         raise UsageError(f"unknown task {task!r}; choose from {', '.join(TASKS)}, or give a .jsonl or .csv file")
 
 
-def default_alpha(task: str) -> float:
+def find_sweep(task: str, model: str) -> dict[str, Any] | None:
+    """Where a task's default threshold comes from: what was tried on a selection set, and the rule that chose `alpha`.
+
+    None for a task from a file, which nobody has swept.
+    """
+    return _SWEEPS.get(model, {}).get(task) or _SWEEPS["bundled"].get(task)
+
+
+def default_alpha(task: str, model: str) -> float:
     """The threshold of the search where none is given, in nats."""
-    return TASKS[task].alpha if task in TASKS else FILE_ALPHA
+    sweep = find_sweep(task, model)
+    return FILE_ALPHA if sweep is None else float(sweep["alpha"])
 
 
 def load_task(

@@ -74,22 +74,12 @@ class TaskData:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task by name: `choices` maps each parameter to its values, the first being the default.
-
-    `sweep` says where the default threshold comes from: the thresholds tried on the selection set, what
-    each gave, and the rule that chose `alpha`.
-    """
+    """A task by name: `choices` maps each parameter to its values, the first being the default."""
 
     name: str
     description: str
-    sweep: Mapping[str, Any]
     build: Callable[..., TaskData]
     choices: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-
-    @property
-    def alpha(self) -> float:
-        """The default threshold of the search, in nats."""
-        return float(self.sweep["alpha"])
 
     def example(self, tokenizer: Tokenizer, **parameters: Any) -> tuple[str, str]:
         """A prompt of this task as text, and one of its answers, with all its tokens."""
