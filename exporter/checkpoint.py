@@ -1,74 +1,45 @@
-"""A checkpoint folder, checked before it is trusted: config.json, safetensors and tokenizer.
+"""A checkpoint's weights and tokenizer, checked before they are trusted.
 
 transformers fills what it misses with random numbers and warns; we refuse. Names and shapes are
 compared with the configuration's on the meta device, so that a wrong or hostile configuration costs no
-memory. No pickle is read and no code of the checkpoint runs.
+memory. No pickle is read and no code of the checkpoint runs. Weights that are stored as they are wanted
+stay in the file's pages; others are converted one tensor at a time, so that no model is held twice.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging as stdlib_logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from exporter.configuration import one_line, read_json, refuse_code
 from exporter.errors import InputError
-from exporter.families import FAMILIES
 from exporter.hub import TOKENIZERS, WEIGHTS, WEIGHTS_INDEX
+from exporter.offload import DeviceMap, OffloadFolder, iterate_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LFS_POINTER = b"version https://git-lfs"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-_SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+_MASKS = tuple(f".{name}.{kind}" for name in ("attn", "attention") for kind in ("bias", "masked_bias"))  # not weights
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 
-
-def read_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a known family. Raises InputError."""
-    from transformers import AutoConfig
-
-    path = folder / "config.json"
-    if (folder / "adapter_config.json").is_file():
-        raise InputError(f"{folder} holds an adapter; merge it into its base model and give the merged checkpoint")
-    data = _read_json(path)
-    _refuse_code(data, path)
-    if "quantization_config" in data:
-        raise InputError(f"{path}: the weights are quantized; give a checkpoint in fp32, fp16 or bf16")
-    known = ", ".join(f"{name} ({family.architecture})" for name, family in FAMILIES.items())
-    model_type, architectures = data.get("model_type"), data.get("architectures")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"{path}: unknown model_type {model_type!r}; known: {known}")
-    if architectures and FAMILIES[model_type].architecture not in architectures:
-        raise InputError(f"{path}: architecture {architectures} is no language model that is known; known: {known}")
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises its own, pydantic-like and plain errors alike
-        raise InputError(f"{path} does not fit {model_type}: {_one_line(error)}") from error
-    _check_sizes(config, path)
-    FAMILIES[model_type].check_config(config)
-    return config
-
-
-def _check_sizes(config: Any, path: Path) -> None:
-    for field in _SIZES:
-        value = getattr(config, field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{path}: {field} is {value!r}; it must be an integer from 1")
-    if config.hidden_size % config.num_attention_heads:
-        raise InputError(
-            f"{path}: {config.num_attention_heads} heads do not divide d_model {config.hidden_size}; mend config.json"
-        )
-    epsilon = getattr(config, "layer_norm_epsilon", 1e-5)
-    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < math.inf:
-        raise InputError(f"{path}: layer_norm_epsilon is {epsilon!r}; it must be a number above 0")
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
+"""What the weights are held in; `auto` is what they are stored in."""
+PRECISIONS: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -76,7 +47,7 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if (folder / WEIGHTS_INDEX).is_file():
-        weight_map = _read_json(folder / WEIGHTS_INDEX).get("weight_map")
+        weight_map = read_json(folder / WEIGHTS_INDEX).get("weight_map")
         names = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
         if not names or any(Path(name).name != name for name in names):
             raise InputError(f"{folder / WEIGHTS_INDEX} has no usable 'weight_map'; get the checkpoint again")
@@ -102,31 +73,56 @@ def hash_files(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def load_weights(folder: Path, config: PreTrainedConfig) -> PreTrainedModel:
-    """The model in float32, eval mode, without gradients. Raises InputError."""
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The narrowest of float32, float16 and bfloat16 that holds every tensor of a checkpoint as it is stored."""
+    kinds = {kind for path in weight_files(folder) for _, kind in _read_header(path).values()} & _FLOATS
+    return _STORED.get(kinds.pop(), torch.float32) if len(kinds) == 1 else torch.float32
+
+
+def load_weights(
+    folder: Path, config: PreTrainedConfig, *, dtype: torch.dtype = torch.float32, device_map: DeviceMap | None = None
+) -> PreTrainedModel:
+    """The model in eval mode, without gradients; with a device map, spread as it says. Raises InputError."""
     from transformers import AutoModelForCausalLM
 
     shapes: dict[str, tuple[int, ...]] = {}
     for path in weight_files(folder):
-        shapes.update(_read_shapes(path))
-    with _quiet_transformers():
+        shapes |= {name: shape for name, (shape, _) in _read_header(path).items()}
+    with quiet_transformers(), ExitStack() as stack:
         _check_shapes(shapes, config, folder)
+        placement: dict[str, Any] = {}
+        if device_map is not None:
+            offloaded = stack.enter_context(OffloadFolder())
+            placement = {"device_map": device_map, "offload_folder": offloaded.path}
         try:
-            model = AutoModelForCausalLM.from_pretrained(
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
-                dtype=torch.float32,
+                dtype=dtype,
                 attn_implementation="eager",  # the plain formula: this model is the oracle
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                **placement,
             )
         except Exception as error:  # transformers raises its own and plain errors alike
-            raise InputError(f"{folder} cannot be loaded: {_one_line(error)}") from error
+            raise InputError(f"{folder} cannot be loaded: {one_line(error)}") from error
+        if device_map is not None:
+            offloaded.belongs_to(model)
+    return finish_model(model, folder, dtype)
+
+
+def finish_model(model: PreTrainedModel, source: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model without gradients, in eval mode. Raises InputError where a weight is NaN or Inf."""
     model.eval().requires_grad_(False)
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise InputError(f"{folder}: tensor {name} holds NaN or Inf; the checkpoint is damaged, use another one")
+    for name, tensor in iterate_parameters(model):
+        low, high = tensor.aminmax()  # NaN comes through; isfinite would hold the tensor once more
+        if not math.isfinite(low) or not math.isfinite(high):
+            if dtype == torch.float16:
+                raise InputError(
+                    f"{source}: tensor {name} holds NaN or Inf, or what float16 cannot hold; choose float32 or bfloat16"
+                )
+            raise InputError(f"{source}: tensor {name} holds NaN or Inf; the checkpoint is damaged, use another one")
     return model
 
 
@@ -138,38 +134,43 @@ def load_tokenizer(folder: Path, config: Any) -> PreTrainedTokenizerBase | None:
         return None
     settings = folder / "tokenizer_config.json"
     if settings.is_file():
-        _refuse_code(_read_json(settings), settings)
+        refuse_code(read_json(settings), settings)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception
-        raise InputError(f"the tokenizer in {folder} cannot be loaded: {_one_line(error)}") from error
+        raise InputError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+    return check_tokenizer(tokenizer, config, folder)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: Any, source: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer; raises InputError when it has tokens that the model does not know."""
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(
-            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens, but the model knows {config.vocab_size}; "
+            f"the tokenizer in {source} has {tokenizer.vocab_size} tokens, but the model knows {config.vocab_size}; "
             "it belongs to another model"
         )
     return tokenizer
 
 
-def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor, from the file's header."""
+def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and kind of each tensor by its name, from the head of a safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise InputError(f"{path} is a Git LFS pointer, not the weights; run 'git lfs pull' there")
-    shapes = {}
+    found = {}
     try:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118  # not a dict: it has no iterator
                 tensor = tensors.get_slice(name)
-                if tensor.get_dtype() not in _FLOATS and not name.endswith((".attn.bias", ".attn.masked_bias")):
+                if tensor.get_dtype() not in _FLOATS and not name.endswith(_MASKS):
                     raise InputError(f"{path}: tensor {name} is {tensor.get_dtype()}; known: fp32, fp16, bf16, fp64")
-                shapes[name] = tuple(tensor.get_shape())
+                found[name] = tuple(tensor.get_shape()), tensor.get_dtype()
     except SafetensorError as error:
-        raise InputError(f"{path} is truncated or no safetensors file ({_one_line(error)}); get it again") from error
-    return shapes
+        raise InputError(f"{path} is truncated or no safetensors file ({one_line(error)}); get it again") from error
+    return found
 
 
 def _check_shapes(found: dict[str, tuple[int, ...]], config: Any, folder: Path) -> None:
@@ -184,44 +185,21 @@ def _check_shapes(found: dict[str, tuple[int, ...]], config: Any, folder: Path) 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # transformers and torch raise what they like on absurd sizes
-        raise InputError(f"{folder / 'config.json'} describes no possible model: {_one_line(error)}") from error
+        raise InputError(f"{folder / 'config.json'} describes no possible model: {one_line(error)}") from error
     prefix = model.base_model_prefix + "."
     embedding = model.get_input_embeddings().weight.shape
     for name, tensor in model.state_dict().items():
         shape = found.get(name, found.get(name.removeprefix(prefix)))  # GPT-2's own files lack the prefix
         if shape is None:
-            if config.tie_word_embeddings and name.endswith("lm_head.weight") and tensor.shape == embedding:
+            if config.tie_word_embeddings and name.endswith(_HEADS) and tensor.shape == embedding:
                 continue
             raise InputError(f"{folder} lacks the tensor {name}; get the whole checkpoint")
         if shape != tuple(tensor.shape):
             raise InputError(f"{folder}: tensor {name} is {shape}, but config.json makes it {tuple(tensor.shape)}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}; give a checkpoint saved with save_pretrained") from None
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({_one_line(error)}); get the checkpoint again") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path} must be a JSON object, not {type(data).__name__}; get the checkpoint again")
-    return data
-
-
-def _refuse_code(data: dict[str, Any], path: Path) -> None:
-    if "auto_map" in data:
-        raise InputError(f"{path} names code of its own (auto_map), which is never run; give a plain checkpoint")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:140] or type(error).__name__
-
-
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """transformers' log lines, warnings and progress bars are off within the context, as before after it."""
     from transformers.utils import logging
 

@@ -47,7 +47,11 @@ def export(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The ONNX file to write; its manifest goes beside it.")] = None,
     model: Annotated[
-        str, typer.Option(help="A checkpoint folder, a hub name, 'bundled', or 'auto': GPT-2 Small, else bundled.")
+        str,
+        typer.Option(
+            help="A checkpoint folder, a .gguf file, a hub name, 'bundled', 'smollm2', or 'auto': GPT-2 Small, else "
+            "bundled."
+        ),
     ] = "auto",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")] = None,
     alpha: Annotated[
@@ -80,6 +84,10 @@ def export(
         float | None, typer.Option(help="GiB that the search may hold beside the model. Default: half of what is free.")
     ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the search runs.")] = "cpu",
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(help="What the search computes in; what is exported is float32."),
+    ] = "float32",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the journal of a killed job, and keep it on Ctrl-C.")
     ] = False,
@@ -125,6 +133,7 @@ def export(
         parameters={k: v for k, v in (("template", template), ("letters", letters)) if v is not None},
         memory_limit=None if memory_limit is None else int(memory_limit * 2**30),
         device=device,
+        dtype=dtype,
         resume=resume,
         force=force,
     )

@@ -10,12 +10,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
+from exporter.checkpoint import PRECISIONS
 from exporter.circuit import Ablation, Circuit, Decision, Mean
 from exporter.circuit_model import CircuitModel
 from exporter.data_check import find_limits, require_fitness, require_tokenizer
@@ -58,8 +59,9 @@ class Job:
     """What to do. `alpha=None` takes the task's own; a `circuit` file is exported as it is, without a search.
 
     `task` is a name or a .jsonl or .csv file. `align` is the end that means by position are counted from; None takes
-    right where prompts differ in length. `device` is where the search runs. `resume` goes on from the journal that a
-    killed job left beside `out`. `force` replaces an existing output, and takes a file's task that the model fails at.
+    right where prompts differ in length. `device` is where the search runs, `dtype` what it computes in; all after
+    it is float32. `resume` goes on from the journal that a killed job left beside `out`. `force` replaces an
+    existing output, and takes a file's task that the model fails at.
     """
 
     task: str
@@ -77,6 +79,7 @@ class Job:
     parameters: dict[str, Any] = field(default_factory=dict)
     memory_limit: int | None = None
     device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     resume: bool = False
     force: bool = False
 
@@ -88,6 +91,8 @@ class Job:
             raise UsageError(f"--alpha is {self.alpha}; give a threshold above 0, in nats (such as 0.02)")
         if self.device not in ("cpu", "cuda"):
             raise UsageError(f"--device is {self.device!r}; choose from cpu, cuda")
+        if self.dtype not in PRECISIONS:
+            raise UsageError(f"--dtype is {self.dtype!r}; choose from {', '.join(PRECISIONS)}")
         if self.align is not None and (self.mean == "global" or self.ablation == "zero"):
             raise UsageError("--align is for means by position; leave it out, or take --mean position")
         searched = {
@@ -96,6 +101,7 @@ class Job:
             "--mean": self.mean,
             "--align": self.align,
             "--no-mlps": not self.mlps,
+            "--dtype": self.dtype != "float32",
         }
         given = [name for name, value in searched.items() if value]
         if self.circuit is not None and given:
@@ -111,6 +117,10 @@ class Plan:
     data: TaskData
     circuit: Circuit | None
     notes: tuple[str, ...]
+
+    def to_float32(self) -> Plan:
+        """The same plan with the model in float32; the model of this one is used up."""
+        return replace(self, model=self.model.to_float32())
 
     @property
     def alpha(self) -> float:
@@ -162,6 +172,7 @@ class Plan:
             "align": self.align,
             "mlps": job.mlps,
             "device": job.device,
+            "dtype": job.dtype,
             "versions": collect_versions(),
         }
 
@@ -187,7 +198,7 @@ class Plan:
 def prepare(job: Job) -> Plan:
     """Load the model, build the task's sets, read the circuit file; raises what is wrong with any of them."""
     circuit = None if job.circuit is None else Circuit.load(job.circuit)
-    model = load_model(job.model, revision=job.revision)
+    model = load_model(job.model, revision=job.revision, dtype=job.dtype)
     family = FAMILIES[model.family]
     if circuit is not None:
         circuit.check_fits(n_layers=family.n_layers(model.hf), n_heads=family.n_heads(model.hf))
@@ -271,7 +282,7 @@ def run_job(
                 with clock.stage("search"):
                     ranks.share(journal.decisions)
                     circuit = plan.circuit or _search_with_journal(plan, journal, ranks, on_decision)
-                manifest = _build(plan, circuit, output.path(".onnx"), clock)
+                manifest = _build(plan.to_float32(), circuit, output.path(".onnx"), clock)
                 output.path(".json").write_text(manifest.to_json(), encoding="utf-8")
                 output.commit()
     return manifest

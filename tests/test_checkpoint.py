@@ -142,7 +142,12 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "config not JSON": (lambda folder: (folder / "config.json").write_text("{,"), "is not JSON"),
     "config not UTF-8": (lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe"), "is not JSON"),
     "config not an object": (lambda folder: (folder / "config.json").write_text("[1]"), "must be a JSON object"),
-    "other family": (lambda folder: edit_config(folder, model_type="mamba"), r"'mamba'; known: gpt2"),
+    "other family": (lambda folder: edit_config(folder, model_type="bloom"), r"'bloom'; known: gpt2"),
+    "mixture of experts": (lambda folder: edit_config(folder, model_type="mixtral"), "mixtral cannot.*mixture of exp"),
+    "sliding window": (lambda folder: edit_config(folder, model_type="gemma2"), "gemma2 cannot be.*sliding window"),
+    "both": (lambda folder: edit_config(folder, model_type="gpt_oss"), "gpt_oss cannot.*experts.*, and .* window"),
+    "encoder": (lambda folder: edit_config(folder, model_type="t5"), "t5 cannot be exported: it has an encoder"),
+    "recurrent": (lambda folder: edit_config(folder, model_type="mamba"), "mamba cannot.*recurrent layers"),
     "no family": (lambda folder: edit_config(folder, model_type=None), r"unknown model_type None; known: gpt2"),
     "other head": (
         lambda folder: edit_config(folder, architectures=["GPT2ForSequenceClassification"]),

@@ -17,7 +17,8 @@ ORDER = [
     "files", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
     "circuit", "dataset",  # plain data
     "tasks",
-    "offload", "positions", "sublayers", "circuit_model", "families", "checkpoint", "loading",  # the dense model
+    "offload", "positions", "sublayers", "circuit_model", "families",  # the dense model
+    "configuration", "checkpoint", "gguf_tokenizer", "gguf", "wheel", "loading",  # where it comes from
     "means", "hooks", "slicing",  # component means, the oracle, cutting
     "cost", "ranks", "journal", "search",
     "rewrite",
