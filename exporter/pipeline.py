@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 
 from exporter.checkpoint import PRECISIONS
-from exporter.circuit import Ablation, Circuit, Decision, Mean
+from exporter.circuit import Ablation, Align, Circuit, Decision, Mean
 from exporter.circuit_model import CircuitModel
 from exporter.data_check import find_limits, require_fitness, require_tokenizer
 from exporter.errors import InputError, MissingRuntimeError, UsageError
 from exporter.evaluate import evaluate_circuit
 from exporter.families import FAMILIES
 from exporter.files import OutputSet, recover
+from exporter.graph import Form
 from exporter.journal import Journal, journal_path
 from exporter.loading import LanguageModel, load_model
 from exporter.manifest import Manifest, ModelInfo, Origin, Size, TaskInfo, collect_versions, hash_file
@@ -51,7 +52,6 @@ from exporter.verify import Exactness, verify_export
 
 LATENCY_BATCHES = (1, 32)
 SUFFIXES = (".onnx", ".json")
-Align = Literal["left", "right"]
 
 
 @dataclass(frozen=True)
@@ -128,11 +128,20 @@ class Plan:
         return self.job.alpha or default_alpha(self.job.task, self.model.name)
 
     @property
+    def padded(self) -> bool:
+        """Whether prompts differ in length."""
+        data = self.data
+        return any(d.mask is not None for d in (data.patching, data.selection, data.test, *data.ood.values()))
+
+    @property
     def align(self) -> Align:
         """The end that means by position are counted from."""
-        data = self.data
-        sets = (data.patching, data.selection, data.test, *data.ood.values())
-        return self.job.align or ("left" if all(dataset.mask is None for dataset in sets) else "right")
+        return self.job.align or ("right" if self.padded else "left")
+
+    @property
+    def form(self) -> Form:
+        """The inputs of the ONNX file: prompts that differ in length come with a mask."""
+        return "masked" if self.padded else "plain"
 
     def summary(self) -> dict[str, Any]:
         """What would be done, as JSON-able data."""
@@ -330,7 +339,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         rewritten = fold_model(sliced)
     with clock.stage("export"):
         origin = Origin(task=plan.task_info, model=plan.model_info, circuit=circuit)
-        description = export_onnx(rewritten, path, metadata=origin.to_metadata())
+        description = export_onnx(rewritten, path, form=plan.form, metadata=origin.to_metadata())
     with clock.stage("verify"):
         exactness = verify_export(model, circuit, rewritten, path, patching=data.patching, prompts=data.test)
     with clock.stage("evaluate"):
@@ -341,7 +350,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         }
     assert plan.job.out is not None
     with clock.stage("measure"):
-        dense_bytes, latency = _measure_dense(model.dense, path, data)
+        dense_bytes, latency = _measure_dense(model.dense, path, data, plan.form)
     return Manifest(
         schema=1,
         task=plan.task_info,
@@ -367,11 +376,11 @@ def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
     return Size(dense=before, circuit=after, constants=sliced.count_constants(), reduction=1 - after / before)
 
 
-def _measure_dense(dense: CircuitModel, path: Path, data: TaskData) -> tuple[int, list[Latency]]:
+def _measure_dense(dense: CircuitModel, path: Path, data: TaskData, form: Form) -> tuple[int, list[Latency]]:
     """The dense model, exported the same way: the bytes of its file, and its latency against the circuit's."""
     with tempfile.TemporaryDirectory(prefix="export-circuit-") as folder:
         dense_path = Path(folder) / "dense.onnx"
-        export_onnx(dense, dense_path)
+        export_onnx(dense, dense_path, form=form)
         prompts = data.test.input_ids
         batches = [prompts.repeat(-(-batch // len(prompts)), 1)[:batch] for batch in LATENCY_BATCHES]
         return dense_path.stat().st_size, [compare_latency(dense_path, path, batch) for batch in batches]

@@ -15,6 +15,7 @@ from conftest import Run
 from exporter.data_check import check_data
 from exporter.errors import InputError, UsageError
 from exporter.loading import LanguageModel, load_model
+from exporter.runtime import open_session, run_logits
 from exporter.tasks import DEFAULT_SIZES, DataFileError, Limits, SplitSizes, load_task, read_task_file, rebuild_task
 from exporter.tasks.examples import make_agreement, make_sentiment
 from exporter.tasks.fill import fill_template
@@ -473,6 +474,44 @@ def test_main_job_and_verify_with_a_file(
     assert "is exact" in run.succeeds("verify", out, "--task", tmp_path / "moved.jsonl")
     write([*lines[1:], lines[0]])
     run.fails(3, "my.jsonl has changed .*--task FILE", "verify", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "align"),
+    [((), "right"), (("--align", "left"), "left"), (("--mean", "global"), "right"), (("--ablation", "zero"), "right")],
+)
+def test_main_job_on_prompts_of_several_lengths(
+    arguments: tuple[str, ...], align: str, write: Callable[..., str], run: Run, make_checkpoint: Any, tmp_path: Path
+) -> None:
+    """Three implementations agree on a padded batch, and a single prompt gets what it gets in the batch."""
+    lines = [
+        {"prompt": f"{'Well, ' * (i % 3)}after {i} comes", "answer": f" {i + 1}" + " apples" * (i % 2)}
+        for i in range(40)
+    ]
+    path, out = write(lines), tmp_path / "m.onnx"
+    given = ("--task", path, "--model", make_checkpoint(), "--out", out, "--force", "--alpha", "0.001", "--json")
+    manifest = json.loads(run.succeeds(*given, *arguments))
+    assert manifest["circuit"]["align"] == align and list(manifest["onnx"]["inputs"]) == ["input_ids", "attention_mask"]
+    test = load_task(path, load_model(make_checkpoint()).tokenizer).test
+    assert test.mask is not None
+    session = open_session(out)
+    together = run_logits(session, test.input_ids.numpy(), test.mask.numpy())
+    for row in range(5):
+        alone = run_logits(session, test.input_ids[row : row + 1, test.mask[row]].numpy())
+        torch.testing.assert_close(
+            torch.from_numpy(alone)[0, -1], torch.from_numpy(together)[row, -1], rtol=1e-4, atol=1e-4
+        )
+    assert "is exact" in run.succeeds("verify", out)
+
+
+@pytest.mark.parametrize("split", ["selection", "test"])
+def test_padding_does_not_change_what_the_dense_model_gets(split: str, write: Callable[..., str], bundled: Any) -> None:
+    lines = [{"prompt": f"{'Well, ' * (i % 4)}after {i} comes", "answer": f" {i + 1}"} for i in range(40)]
+    data = getattr(load_task(write(lines), bundled.tokenizer), split)
+    found = bundled.dense.answer_logits(data.input_ids, data.mask, 1)
+    for row, mask in enumerate(data.mask):
+        alone = bundled.dense.answer_logits(data.input_ids[row : row + 1, mask])
+        torch.testing.assert_close(found[row], alone[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_template_and_a_table_make_a_file(run: Run, tmp_path: Path, bundled: LanguageModel) -> None:
