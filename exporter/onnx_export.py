@@ -11,8 +11,9 @@ import onnx_ir as ir
 
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
-from exporter.graph import Form, GraphAuthor
+from exporter.graph import GraphAuthor
 from exporter.rewrite import fold_model
+from exporter.runtime import MAX_LENGTH_KEY, Form
 
 IR_VERSION = 10
 PRODUCER = "export-circuit"
@@ -38,8 +39,9 @@ def export_onnx(
     Inputs are input_ids (batch, pos) int64 and, but for the form "plain", attention_mask (batch, pos) int64, 0 at
     padding on the left; "past" adds keys and values of earlier calls (see `graph`). Batch is free; pos is free
     but for a plain model with `length`. Folds first, which changes nothing on a model that `rewrite_model`
-    made. `metadata` goes into the file's metadata_props. Raises InputError when the weights do not fit into
-    one file (2 GB), or when a model whose constants count from the last position is to keep a past.
+    made. `metadata` goes into the file's metadata_props, beside the longest sequence that it takes. Raises
+    InputError when the weights do not fit into one file (2 GB), or when a model whose constants count from
+    the last position is to keep a past.
     """
     if form == "past" and model.align == "right" and model.length is not None:
         raise InputError(
@@ -54,7 +56,8 @@ def export_onnx(
             "raise alpha so that less survives, or choose a smaller model"
         )
     graph = GraphAuthor(model, form).author()
-    written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=dict(metadata or {}))
+    props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(model.max_length, model.length or model.max_length))}
+    written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     ir.save(written, path)
     return describe_onnx(path)
 

@@ -22,7 +22,7 @@ ORDER = [
     "cost", "ranks", "journal", "search",
     "rewrite",
     "graph", "onnx_export",
-    "verify",
+    "verify", "generate",
     "measure", "evaluate",
     "manifest", "inspection",
     "pipeline",
