@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from exporter import cli_run
 from exporter.errors import InputError, UsageError
 
 app = typer.Typer(
@@ -19,6 +20,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.command("run")(cli_run.run)
 
 AblationChoice = Literal["mean", "zero"]
 MeanChoice = Literal["position", "global"]
@@ -41,6 +44,9 @@ def export(
     context: typer.Context,
     task: Annotated[str | None, typer.Option(help="What the model shall do: see `export-circuit tasks`.")] = None,
     out: Annotated[Path | None, typer.Option(help="The ONNX file to write; its manifest goes beside it.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A folder to write: model, tokenizer, configuration, card and run.py.")
+    ] = None,
     model: Annotated[
         str, typer.Option(help="A checkpoint folder, a hub name, 'bundled', or 'auto': GPT-2 Small, else bundled.")
     ] = "auto",
@@ -62,6 +68,9 @@ def export(
     template: Annotated[
         str | None, typer.Option(help="Of the task ioi: 'all', or 'paper' for its single template.")
     ] = None,
+    with_past: Annotated[
+        bool, typer.Option("--with-past", help="Keep keys and values between calls, for generating token by token.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the task's sets.")] = 0,
     patching_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the means are taken on.")] = 250,
     selection_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the search reads.")] = 250,
@@ -86,11 +95,11 @@ def export(
     Example: [bold]export-circuit --task acronym --out model.onnx[/bold]
     """
     if context.invoked_subcommand is not None:
-        if task is not None or out is not None:
-            raise UsageError(f"--task and --out do not go with the command {context.invoked_subcommand!r}")
+        if task is not None or out is not None or bundle is not None:
+            raise UsageError(f"--task, --out and --bundle do not go with the command {context.invoked_subcommand!r}")
         return
-    if task is None or (out is None and not dry_run):
-        missing = "--task" if task is None else "--out"
+    if task is None or (out is None and bundle is None and not dry_run):
+        missing = "--task" if task is None else "--out or --bundle"
         raise UsageError(
             f"{missing} is missing; try: export-circuit --task acronym --out model.onnx (or: export-circuit --help)"
         )
@@ -114,6 +123,8 @@ def export(
         device=device,
         resume=resume,
         force=force,
+        bundle=bundle,
+        with_past=with_past,
     )
     if dry_run:
         _print_plan(job, quiet=quiet, as_json=as_json)
@@ -136,7 +147,7 @@ def export(
         return
     screen = _screen(quiet=quiet)
     screen.print(render_result(manifest, seconds=time.perf_counter() - start))
-    screen.print(f"wrote {job.out} and {job.out.with_suffix('.json') if job.out else ''}", soft_wrap=True)
+    screen.print(f"wrote {' and '.join(map(str, job.written))}", soft_wrap=True)
 
 
 def _print_notes(notes: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from exporter.circuit import Align
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.graph import GraphAuthor
@@ -43,11 +44,8 @@ def export_onnx(
     InputError when the weights do not fit into one file (2 GB), or when a model whose constants count from
     the last position is to keep a past.
     """
-    if form == "past" and model.align == "right" and model.length is not None:
-        raise InputError(
-            "means that count positions from the last token do not fit a growing sequence; "
-            "use --align left, --mean global or --ablation zero"
-        )
+    if form == "past":
+        require_growing(by_position=model.length is not None, align=model.align)
     model = fold_model(model)
     n_bytes = sum(tensor.nbytes for tensor in model.parameters())
     if n_bytes > _MAX_BYTES:
@@ -60,6 +58,15 @@ def export_onnx(
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     ir.save(written, path)
     return describe_onnx(path)
+
+
+def require_growing(*, by_position: bool, align: Align) -> None:
+    """Raise InputError where means by position move when a token is added, so that no past can be kept."""
+    if by_position and align == "right":
+        raise InputError(
+            "means that count positions from the last token do not fit a growing sequence; "
+            "use --align left, --mean global or --ablation zero"
+        )
 
 
 def describe_onnx(path: str | Path) -> OnnxDescription:

@@ -16,21 +16,22 @@ from typing import Any, cast
 
 import torch
 
+from exporter.bundle import open_outputs
 from exporter.circuit import Ablation, Circuit, Decision, Mean
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError, MissingRuntimeError, UsageError
 from exporter.evaluate import evaluate_circuit
 from exporter.families import FAMILIES
-from exporter.files import OutputSet, recover
+from exporter.files import recover
 from exporter.journal import Journal, journal_path
 from exporter.loading import LanguageModel, load_model
 from exporter.manifest import Manifest, ModelInfo, Origin, Size, TaskInfo, collect_versions, hash_file
 from exporter.means import compute_replacements
 from exporter.measure import Latency, compare_latency
-from exporter.onnx_export import export_onnx
+from exporter.onnx_export import export_onnx, require_growing
 from exporter.ranks import Ranks, join_ranks
 from exporter.rewrite import fold_model, rewrite_model
-from exporter.runtime import import_onnxruntime
+from exporter.runtime import Form, import_onnxruntime
 from exporter.search import OnDecision, find_circuit
 from exporter.slicing import slice_model
 from exporter.tasks import DEFAULT_SIZES, TASKS, SplitSizes, TaskData, load_task
@@ -45,6 +46,7 @@ class Job:
     """What to do. `alpha=None` takes the task's own; a `circuit` file is exported as it is, without a search.
 
     `device` is where the search runs. `resume` goes on from the journal that a killed job left beside `out`.
+    `bundle` is a folder to write instead of `out`, or beside it. `with_past` keeps keys and values between calls.
     """
 
     task: str
@@ -63,6 +65,8 @@ class Job:
     device: str = "cpu"
     resume: bool = False
     force: bool = False
+    bundle: Path | None = None
+    with_past: bool = False
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -77,6 +81,12 @@ class Job:
         given = [name for name, value in searched.items() if value]
         if self.circuit is not None and given:
             raise UsageError(f"{given[0]} is for the search, and --circuit needs none; leave one of them out")
+
+    @property
+    def written(self) -> list[Path]:
+        """What the job leaves, the first being what its journal stands beside."""
+        files = [] if self.out is None else [self.out.with_suffix(suffix) for suffix in SUFFIXES]
+        return files + ([] if self.bundle is None else [self.bundle])
 
 
 @dataclass(frozen=True)
@@ -103,12 +113,26 @@ class Plan:
             "task": data.task,
             "prompts": {name: len(dataset) for name, dataset in sets.items()},
             "prompt_tokens": data.test.length,
-            "example": _require_tokenizer(self.model).decode(data.test.input_ids[0].tolist()),
+            "example": self.example,
             "candidates": 0 if self.circuit else heads + mlps,
             "alpha": None if self.circuit else self.alpha,
             "parameters": self.model.dense.count_parameters(),
-            "writes": [] if self.job.out is None else [str(self.job.out.with_suffix(s)) for s in SUFFIXES],
+            "writes": [str(path) for path in self.job.written],
         }
+
+    @property
+    def form(self) -> Form:
+        """What the exported file takes: a mask where prompts differ in length or answers have several tokens."""
+        sets = (self.data.patching, self.data.selection, self.data.test, *self.data.ood.values())
+        grows = any(dataset.mask is not None or dataset.n_steps > 1 for dataset in sets)
+        return "past" if self.job.with_past else "masked" if grows else "plain"
+
+    @property
+    def example(self) -> str:
+        """The first test prompt as text."""
+        test = self.data.test
+        ids = test.input_ids[0] if test.mask is None else test.input_ids[0][test.mask[0]]
+        return str(_require_tokenizer(self.model).decode(ids.tolist()))
 
     @property
     def alpha_sweep(self) -> dict[str, Any] | None:
@@ -159,6 +183,8 @@ def prepare(job: Job) -> Plan:
     family = FAMILIES[model.family]
     if circuit is not None:
         circuit.check_fits(n_layers=family.n_layers(model.hf), n_heads=family.n_heads(model.hf))
+        if job.with_past:
+            require_growing(by_position=circuit.fixed_length, align=circuit.align)
     data = load_task(job.task, _require_tokenizer(model), seed=job.seed, sizes=job.sizes, **job.parameters)
     if data.test.length > model.dense.max_length:
         raise InputError(
@@ -206,13 +232,13 @@ def run_job(
     on_plan: Callable[[Plan], None] | None = None,
     on_decision: OnDecision | None = None,
 ) -> Manifest | None:
-    """Do the job and return its manifest; leaves `out` and the manifest beside it, or nothing at all.
+    """Do the job and return its manifest; leaves `out` with its manifest and `bundle`, or nothing at all.
 
     Under torchrun every rank calls this; all but rank 0 only help to search, and return None. Raises
     ExactnessError when hooked, rewritten and exported model disagree, InputError for what cannot be read
     or written, MissingRuntimeError without ONNX Runtime or the device.
     """
-    assert job.out is not None
+    assert job.written
     import_onnxruntime()
     if job.device == "cuda" and not torch.cuda.is_available():
         raise MissingRuntimeError(
@@ -226,18 +252,18 @@ def run_job(
             if plan.circuit is None:
                 _search(plan, decided, ranks, None)
             return None
-        with OutputSet(job.out, suffixes=SUFFIXES, force=job.force) as output:
+        with open_outputs(job.out, job.bundle, force=job.force) as outputs:
             with clock.stage("load"):
                 plan = prepare(job)
             if on_plan is not None:
                 on_plan(plan)
-            with Journal(journal_path(job.out), plan.search_key, resume=job.resume) as journal:
+            with Journal(journal_path(job.written[0]), plan.search_key, resume=job.resume) as journal:
                 with clock.stage("search"):
                     ranks.share(journal.decisions)
                     circuit = plan.circuit or _search_with_journal(plan, journal, ranks, on_decision)
-                manifest = _build(plan, circuit, output.path(".onnx"), clock)
-                output.path(".json").write_text(manifest.to_json(), encoding="utf-8")
-                output.commit()
+                manifest = _build(plan, circuit, outputs.model_path, clock)
+                manifest = outputs.write(manifest, plan.model, example=plan.example)
+                outputs.commit()
     return manifest
 
 
@@ -280,7 +306,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         rewritten = fold_model(sliced)
     with clock.stage("export"):
         origin = Origin(task=plan.task_info, model=plan.model_info, circuit=circuit)
-        description = export_onnx(rewritten, path, metadata=origin.to_metadata())
+        description = export_onnx(rewritten, path, form=plan.form, metadata=origin.to_metadata())
     with clock.stage("verify"):
         exactness = verify_export(model, circuit, rewritten, path, patching=data.patching, prompts=data.test)
     with clock.stage("evaluate"):
@@ -289,7 +315,6 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
             name: evaluate_circuit(model.dense.next_token_logits, rewritten.next_token_logits, prompts)
             for name, prompts in sets.items()
         }
-    assert plan.job.out is not None
     with clock.stage("measure"):
         dense_bytes, latency = _measure_dense(model.dense, path, data)
     return Manifest(
@@ -305,7 +330,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         onnx=description,
         latency=latency,
         dense_onnx_bytes=dense_bytes,
-        files={plan.job.out.name: hash_file(path)},
+        files={path.name: hash_file(path)},
         seconds=clock.seconds,
         versions=collect_versions(),
         notes=list(model.notes),

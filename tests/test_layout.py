@@ -14,7 +14,7 @@ PACKAGE = ROOT / "exporter"
 # One line a stage, first to last; a module imports from the lines above its own, or from its own folder.
 ORDER = [
     "errors",  # what all of them raise
-    "files", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
+    "files", "folders", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
     "circuit", "dataset",  # plain data
     "tasks",
     "offload", "positions", "sublayers", "circuit_model", "families", "checkpoint", "loading",  # the dense model
@@ -25,9 +25,10 @@ ORDER = [
     "verify", "generate",
     "measure", "evaluate",
     "manifest", "inspection",
+    "prompting", "runner", "card", "bundle",
     "pipeline",
     "__init__",  # the public API
-    "doctor", "display", "cli", "__main__",
+    "doctor", "display", "cli_run", "cli", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 
