@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from exporter.manifest import Manifest
     from exporter.measure import compare_latency
     from exporter.onnx_export import export_onnx
-    from exporter.pipeline import Job, run_job
+    from exporter.job import Job
+    from exporter.pipeline import run_job
     from exporter.rewrite import rewrite_model
     from exporter.search import find_circuit
     from exporter.tasks import load_task

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from exporter import cli_data
+from exporter import cli_data, cli_run
 from exporter.errors import UsageError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 
 app.command("check-data")(cli_data.check_data)
 app.command("make-data")(cli_data.make_data)
+app.command("run")(cli_run.run)
 
 AblationChoice = Literal["mean", "zero"]
 MeanChoice = Literal["position", "global"]
@@ -46,6 +47,9 @@ def export(
         typer.Option(help="What the model shall do: a name from `export-circuit tasks`, or a .jsonl or .csv file."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The ONNX file to write; its manifest goes beside it.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="A folder to write: model, tokenizer, configuration, card and run.py.")
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -76,6 +80,9 @@ def export(
         str | None, typer.Option(help="Of the task ioi: 'all', or 'paper' for its single template.")
     ] = None,
     letters: Annotated[int | None, typer.Option(help="Of the task acronym: how many to predict, 1 or 3.")] = None,
+    with_past: Annotated[
+        bool, typer.Option("--with-past", help="Keep keys and values between calls, for generating token by token.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the task's sets.")] = 0,
     patching_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the means are taken on.")] = 250,
     selection_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the search reads.")] = 250,
@@ -106,15 +113,16 @@ def export(
     Example: [bold]export-circuit --task acronym --out model.onnx[/bold]
     """
     if context.invoked_subcommand is not None:
-        if task is not None or out is not None:
-            raise UsageError(f"--task and --out do not go with the command {context.invoked_subcommand!r}")
+        if task is not None or out is not None or bundle is not None:
+            raise UsageError(f"--task, --out and --bundle do not go with the command {context.invoked_subcommand!r}")
         return
-    if task is None or (out is None and not dry_run):
-        missing = "--task" if task is None else "--out"
+    if task is None or (out is None and bundle is None and not dry_run):
+        missing = "--task" if task is None else "--out or --bundle"
         raise UsageError(
             f"{missing} is missing; try: export-circuit --task acronym --out model.onnx (or: export-circuit --help)"
         )
-    from exporter.pipeline import Job, run_job
+    from exporter.job import Job
+    from exporter.pipeline import run_job
     from exporter.tasks import SplitSizes
 
     job = Job(
@@ -136,6 +144,8 @@ def export(
         dtype=dtype,
         resume=resume,
         force=force,
+        bundle=bundle,
+        with_past=with_past,
     )
     if dry_run:
         _print_plan(job, quiet=quiet, as_json=as_json)
@@ -158,7 +168,7 @@ def export(
         return
     screen = _screen(quiet=quiet)
     screen.print(render_result(manifest, seconds=time.perf_counter() - start))
-    screen.print(f"wrote {job.out} and {job.out.with_suffix('.json') if job.out else ''}", soft_wrap=True)
+    screen.print(f"wrote {' and '.join(map(str, job.written))}", soft_wrap=True)
 
 
 def _print_notes(notes: tuple[str, ...]) -> None:
@@ -168,7 +178,7 @@ def _print_notes(notes: tuple[str, ...]) -> None:
 
 def _print_plan(job: object, *, quiet: bool, as_json: bool) -> None:
     from exporter.display import render_plan
-    from exporter.pipeline import Job, prepare
+    from exporter.job import Job, prepare
 
     assert isinstance(job, Job)
     plan = prepare(job)

@@ -24,7 +24,7 @@ from types import FrameType, TracebackType
 from exporter.errors import InputError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_FORWARD, _BACK = "forward", "back"  # the record's file name is the direction: turning it needs no space
+_FORWARD, _BACK = ".forward", ".back"  # the record's file name is the direction: turning it needs no space
 
 
 class OutputSet:
@@ -34,6 +34,8 @@ class OutputSet:
     InputError on entering when the set cannot be written or, without `force`, when a file of it exists;
     later when space runs out. Leaving without `commit` leaves what was there before.
     """
+
+    option = "--out"  # where the user says where to write
 
     def __init__(self, out: str | Path, *, suffixes: Sequence[str] = (".onnx", ".json"), force: bool = False) -> None:
         self.out = Path(out)
@@ -59,7 +61,9 @@ class OutputSet:
                 self._refuse_existing()
                 self._lock = _lock(self._stage)
                 if self._lock is None:
-                    raise InputError(f"another process is writing {self.out}; wait for it or choose another --out")
+                    raise InputError(
+                        f"another process is writing {self.out}; wait for it or choose another {self.option}"
+                    )
         except BaseException:
             self._discard()
             raise
@@ -77,7 +81,8 @@ class OutputSet:
         staged = [self.path(suffix) for suffix in self.suffixes]
         names = [path.name for path in staged]
         with _explain(self.out):
-            for path in (*staged, self._stage):
+            inside = [path for folder in staged for path in folder.rglob("*")]
+            for path in (*inside, *staged, self._stage):
                 _sync(path)
             with _signals_deferred():
                 self._refuse_existing()
@@ -148,7 +153,7 @@ def _stage_of(out: Path) -> Path:
 
 def _lock(stage: Path) -> int | None:
     """An open descriptor that holds the stage, or None when another process holds it."""
-    path = stage / "lock"
+    path = stage / ".lock"
     while True:
         stage.mkdir(exist_ok=True)  # the process before us may have just removed it
         try:
@@ -175,7 +180,7 @@ def _lock(stage: Path) -> int | None:
 def _write_record(stage: Path, names: Sequence[str]) -> None:
     """From here on the new set is decided. The record says which files take part and which existed."""
     existed = [name for name in names if os.path.lexists(stage.parent / name)]
-    draft = stage / "draft"
+    draft = stage / ".draft"
     draft.write_text(json.dumps({"names": list(names), "existed": existed}), encoding="utf-8")
     _sync(draft)
     draft.replace(stage / _FORWARD)
@@ -214,10 +219,19 @@ def _roll_back(stage: Path, names: Sequence[str], existed: Sequence[str]) -> Non
     for name in names:
         target, backup = stage.parent / name, _backup(stage / name)
         if os.path.lexists(backup):
+            if backup.is_dir():  # a folder replaces no folder
+                _delete(target)
             backup.replace(target)
         elif name not in existed and not (stage / name).exists():  # it is ours
-            target.unlink(missing_ok=True)
+            _delete(target)
     _sync(stage.parent)
+
+
+def _delete(target: Path) -> None:
+    if target.is_dir() and not target.is_symlink():
+        shutil.rmtree(target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def _backup(staged: Path) -> Path:
@@ -284,8 +298,8 @@ def _explain(out: Path) -> Iterator[None]:
 
 def _input_error(out: Path, error: OSError) -> InputError:
     if error.errno in _NO_SPACE:
-        return InputError(f"no space left to write {out}; free some, or choose another --out")
+        return InputError(f"no space left to write {out}; free some, or write elsewhere")
     with suppress(TypeError):  # an OSError without a number
         reason = os.strerror(error.errno)  # type: ignore[arg-type]
-        return InputError(f"cannot write {out}: {reason}; choose another --out, or mend the folder {str(out.parent)!r}")
+        return InputError(f"cannot write {out}: {reason}; write elsewhere, or mend the folder {str(out.parent)!r}")
     return InputError(f"cannot write {out}: {error}")

@@ -12,7 +12,7 @@ sublayers that are left.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from exporter.circuit_model import CircuitModel
 from exporter.positions import Rotary
+from exporter.runtime import Form
 from exporter.sublayers import MLP, Attention, Norm
 
-Form = Literal["plain", "masked", "past"]
 OPSET = 20
 
 

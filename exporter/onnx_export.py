@@ -9,10 +9,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from exporter.circuit import Align
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
-from exporter.graph import Form, GraphAuthor
+from exporter.graph import GraphAuthor
 from exporter.rewrite import fold_model
+from exporter.runtime import MAX_LENGTH_KEY, Form
 
 IR_VERSION = 10
 PRODUCER = "export-circuit"
@@ -38,14 +40,12 @@ def export_onnx(
     Inputs are input_ids (batch, pos) int64 and, but for the form "plain", attention_mask (batch, pos) int64, 0 at
     padding on the left; "past" adds keys and values of earlier calls (see `graph`). Batch is free; pos is free
     but for a plain model with `length`. Folds first, which changes nothing on a model that `rewrite_model`
-    made. `metadata` goes into the file's metadata_props. Raises InputError when the weights do not fit into
-    one file (2 GB), or when a model whose constants count from the last position is to keep a past.
+    made. `metadata` goes into the file's metadata_props, beside the longest sequence that it takes. Raises
+    InputError when the weights do not fit into one file (2 GB), or when a model whose constants count from
+    the last position is to keep a past.
     """
-    if form == "past" and model.align == "right" and model.length is not None:
-        raise InputError(
-            "means that count positions from the last token do not fit a growing sequence; "
-            "use --align left, --mean global or --ablation zero"
-        )
+    if form == "past":
+        require_growing(by_position=model.length is not None, align=model.align)
     model = fold_model(model)
     n_bytes = sum(tensor.nbytes for tensor in model.parameters())
     if n_bytes > _MAX_BYTES:
@@ -54,9 +54,19 @@ def export_onnx(
             "raise alpha so that less survives, or choose a smaller model"
         )
     graph = GraphAuthor(model, form).author()
-    written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=dict(metadata or {}))
+    props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(model.max_length, model.length or model.max_length))}
+    written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     ir.save(written, path)
     return describe_onnx(path)
+
+
+def require_growing(*, by_position: bool, align: Align) -> None:
+    """Raise InputError where means by position move when a token is added, so that no past can be kept."""
+    if by_position and align == "right":
+        raise InputError(
+            "means that count positions from the last token do not fit a growing sequence; "
+            "use --align left, --mean global or --ablation zero"
+        )
 
 
 def describe_onnx(path: str | Path) -> OnnxDescription:

@@ -5,238 +5,41 @@ Each stage is one call of the library; what is written appears all at once at th
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 
-from exporter.checkpoint import PRECISIONS
-from exporter.circuit import Ablation, Align, Circuit, Decision, Mean
+from exporter.bundle import open_outputs
+from exporter.circuit import Circuit, Decision
 from exporter.circuit_model import CircuitModel
-from exporter.data_check import find_limits, require_fitness, require_tokenizer
-from exporter.errors import InputError, MissingRuntimeError, UsageError
+from exporter.data_check import require_tokenizer
+from exporter.errors import InputError, MissingRuntimeError
 from exporter.evaluate import evaluate_circuit
-from exporter.families import FAMILIES
-from exporter.files import OutputSet, recover
-from exporter.graph import Form
+from exporter.files import recover
+from exporter.job import Job, Plan, hash_sets, prepare
 from exporter.journal import Journal, journal_path
-from exporter.loading import LanguageModel, load_model
-from exporter.manifest import Manifest, ModelInfo, Origin, Size, TaskInfo, collect_versions, hash_file
+from exporter.loading import load_model
+from exporter.manifest import Manifest, Origin, Size, collect_versions, hash_file
 from exporter.means import compute_replacements
 from exporter.measure import Latency, compare_latency
 from exporter.onnx_export import export_onnx
 from exporter.ranks import Ranks, join_ranks
 from exporter.rewrite import fold_model, rewrite_model
-from exporter.runtime import import_onnxruntime
+from exporter.runtime import Form, import_onnxruntime
 from exporter.search import OnDecision, find_circuit
 from exporter.slicing import slice_model
 from exporter.tasks import (
-    DEFAULT_SIZES,
-    TASKS,
-    SplitSizes,
     TaskData,
-    check_task,
-    default_alpha,
-    find_sweep,
-    is_file_task,
-    load_task,
     rebuild_task,
 )
 from exporter.verify import Exactness, verify_export
 
 LATENCY_BATCHES = (1, 32)
-SUFFIXES = (".onnx", ".json")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What to do. `alpha=None` takes the task's own; a `circuit` file is exported as it is, without a search.
-
-    `task` is a name or a .jsonl or .csv file. `align` is the end that means by position are counted from; None takes
-    right where prompts differ in length. `device` is where the search runs, `dtype` what it computes in; all after
-    it is float32. `resume` goes on from the journal that a killed job left beside `out`. `force` replaces an
-    existing output, and takes a file's task that the model fails at.
-    """
-
-    task: str
-    out: Path | None
-    model: str = "auto"
-    revision: str | None = None
-    alpha: float | None = None
-    ablation: Ablation | None = None
-    mean: Mean | None = None
-    align: Align | None = None
-    mlps: bool = True
-    circuit: Path | None = None
-    seed: int = 0
-    sizes: SplitSizes = DEFAULT_SIZES
-    parameters: dict[str, Any] = field(default_factory=dict)
-    memory_limit: int | None = None
-    device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    resume: bool = False
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        check_task(self.task)
-        if self.out is not None and self.out.suffix != ".onnx":
-            raise UsageError(f"--out is {str(self.out)!r}; give a name that ends in .onnx")
-        if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            raise UsageError(f"--alpha is {self.alpha}; give a threshold above 0, in nats (such as 0.02)")
-        if self.device not in ("cpu", "cuda"):
-            raise UsageError(f"--device is {self.device!r}; choose from cpu, cuda")
-        if self.dtype not in PRECISIONS:
-            raise UsageError(f"--dtype is {self.dtype!r}; choose from {', '.join(PRECISIONS)}")
-        if self.align is not None and (self.mean == "global" or self.ablation == "zero"):
-            raise UsageError("--align is for means by position; leave it out, or take --mean position")
-        searched = {
-            "--alpha": self.alpha,
-            "--ablation": self.ablation,
-            "--mean": self.mean,
-            "--align": self.align,
-            "--no-mlps": not self.mlps,
-            "--dtype": self.dtype != "float32",
-        }
-        given = [name for name, value in searched.items() if value]
-        if self.circuit is not None and given:
-            raise UsageError(f"{given[0]} is for the search, and --circuit needs none; leave one of them out")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A job with its inputs loaded and checked, and nothing computed yet."""
-
-    job: Job
-    model: LanguageModel
-    data: TaskData
-    circuit: Circuit | None
-    notes: tuple[str, ...]
-
-    def to_float32(self) -> Plan:
-        """The same plan with the model in float32; the model of this one is used up."""
-        return replace(self, model=self.model.to_float32())
-
-    @property
-    def alpha(self) -> float:
-        """The threshold of the search, in nats."""
-        return self.job.alpha or default_alpha(self.job.task, self.model.name)
-
-    @property
-    def padded(self) -> bool:
-        """Whether prompts differ in length."""
-        data = self.data
-        return any(d.mask is not None for d in (data.patching, data.selection, data.test, *data.ood.values()))
-
-    @property
-    def align(self) -> Align:
-        """The end that means by position are counted from."""
-        return self.job.align or ("right" if self.padded else "left")
-
-    @property
-    def form(self) -> Form:
-        """The inputs of the ONNX file: prompts that differ in length come with a mask."""
-        return "masked" if self.padded else "plain"
-
-    def summary(self) -> dict[str, Any]:
-        """What would be done, as JSON-able data."""
-        data, info = self.data, self.model_info
-        heads, mlps = info.n_layers * info.n_heads, info.n_layers if self.job.mlps else 0
-        sets = {"patching": data.patching, "selection": data.selection, "test": data.test, **data.ood}
-        return {
-            "model": info.model_dump(),
-            "task": data.task,
-            "prompts": {name: len(dataset) for name, dataset in sets.items()},
-            "prompt_tokens": data.test.length,
-            "example": require_tokenizer(self.model).decode(data.test.input_ids[0].tolist()),
-            "candidates": 0 if self.circuit else heads + mlps,
-            "alpha": None if self.circuit else self.alpha,
-            "parameters": self.model.dense.count_parameters(),
-            "writes": [] if self.job.out is None else [str(self.job.out.with_suffix(s)) for s in SUFFIXES],
-        }
-
-    @property
-    def alpha_sweep(self) -> dict[str, Any] | None:
-        """Where the threshold comes from, when it is the task's own."""
-        searched_with_default = self.circuit is None and self.job.alpha is None and self.job.task in TASKS
-        return find_sweep(self.job.task, self.model.name) if searched_with_default else None
-
-    @property
-    def search_key(self) -> dict[str, Any]:
-        """All that a search's decisions depend on, for its journal."""
-        job = self.job
-        return {
-            "model": self.model.sha256,
-            "task": self.data.task,
-            "prompts": _hash_sets(self.data),
-            "circuit": None if self.circuit is None else self.circuit.to_json(),
-            "alpha": self.alpha,
-            "ablation": job.ablation or "mean",
-            "mean": job.mean or "position",
-            "align": self.align,
-            "mlps": job.mlps,
-            "device": job.device,
-            "dtype": job.dtype,
-            "versions": collect_versions(),
-        }
-
-    @property
-    def task_info(self) -> TaskInfo:
-        """The task, for the manifest."""
-        return TaskInfo(name=self.data.task, parameters=self.data.parameters, sha256=_hash_sets(self.data))
-
-    @property
-    def model_info(self) -> ModelInfo:
-        """The dense model, for the manifest."""
-        model, family = self.model, FAMILIES[self.model.family]
-        return ModelInfo(
-            name=model.name,
-            revision=model.revision,
-            sha256=model.sha256,
-            family=model.family,
-            n_layers=family.n_layers(model.hf),
-            n_heads=family.n_heads(model.hf),
-        )
-
-
-def prepare(job: Job) -> Plan:
-    """Load the model, build the task's sets, read the circuit file; raises what is wrong with any of them."""
-    circuit = None if job.circuit is None else Circuit.load(job.circuit)
-    model = load_model(job.model, revision=job.revision, dtype=job.dtype)
-    family = FAMILIES[model.family]
-    if circuit is not None:
-        circuit.check_fits(n_layers=family.n_layers(model.hf), n_heads=family.n_heads(model.hf))
-    data = load_task(
-        job.task,
-        require_tokenizer(model),
-        seed=job.seed,
-        sizes=job.sizes,
-        limits=find_limits(model.dense),
-        **job.parameters,
-    )
-    if data.test.length > model.dense.max_length:
-        raise InputError(
-            f"the task's prompts have {data.test.length} tokens, the model takes {model.dense.max_length}; "
-            "choose a model with a longer context"
-        )
-    doubts = require_fitness(job.task, model, data.selection, force=job.force) if is_file_task(job.task) else ()
-    return Plan(job, model, data, circuit, (*model.notes, *doubts))
-
-
-def _hash_sets(data: TaskData) -> str:
-    """sha256 over the token ids of every set, so that a later run knows whether it has the same prompts."""
-    digest = hashlib.sha256()
-    for dataset in (data.patching, data.selection, data.test, *data.ood.values()):
-        digest.update(dataset.input_ids.numpy().tobytes())
-        digest.update(dataset.answer_ids.numpy().tobytes())
-        for tensor in (dataset.mask, dataset.choice_ids):
-            digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class _Clock:
@@ -262,13 +65,13 @@ def run_job(
     on_plan: Callable[[Plan], None] | None = None,
     on_decision: OnDecision | None = None,
 ) -> Manifest | None:
-    """Do the job and return its manifest; leaves `out` and the manifest beside it, or nothing at all.
+    """Do the job and return its manifest; leaves `out` with its manifest and `bundle`, or nothing at all.
 
     Under torchrun every rank calls this; all but rank 0 only help to search, and return None. Raises
     ExactnessError when hooked, rewritten and exported model disagree, InputError for what cannot be read
     or written, MissingRuntimeError without ONNX Runtime or the device.
     """
-    assert job.out is not None
+    assert job.written
     import_onnxruntime()
     if job.device == "cuda" and not torch.cuda.is_available():
         raise MissingRuntimeError(
@@ -282,18 +85,19 @@ def run_job(
             if plan.circuit is None:
                 _search(plan, decided, ranks, None)
             return None
-        with OutputSet(job.out, suffixes=SUFFIXES, force=job.force) as output:
+        with open_outputs(job.out, job.bundle, force=job.force) as outputs:
             with clock.stage("load"):
                 plan = prepare(job)
             if on_plan is not None:
                 on_plan(plan)
-            with Journal(journal_path(job.out), plan.search_key, resume=job.resume) as journal:
+            with Journal(journal_path(job.written[0]), plan.search_key, resume=job.resume) as journal:
                 with clock.stage("search"):
                     ranks.share(journal.decisions)
                     circuit = plan.circuit or _search_with_journal(plan, journal, ranks, on_decision)
-                manifest = _build(plan.to_float32(), circuit, output.path(".onnx"), clock)
-                output.path(".json").write_text(manifest.to_json(), encoding="utf-8")
-                output.commit()
+                plan = plan.to_float32()
+                manifest = _build(plan, circuit, outputs.model_path, clock)
+                manifest = outputs.write(manifest, plan.model, example=plan.example)
+                outputs.commit()
     return manifest
 
 
@@ -348,7 +152,6 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
             name: evaluate_circuit(model.dense.answer_logits, rewritten.answer_logits, prompts)
             for name, prompts in sets.items()
         }
-    assert plan.job.out is not None
     with clock.stage("measure"):
         dense_bytes, latency = _measure_dense(model.dense, path, data, plan.form)
     return Manifest(
@@ -364,7 +167,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         onnx=description,
         latency=latency,
         dense_onnx_bytes=dense_bytes,
-        files={plan.job.out.name: hash_file(path)},
+        files={path.name: hash_file(path)},
         seconds=clock.seconds,
         versions=collect_versions(),
         notes=list(plan.notes),
@@ -401,7 +204,7 @@ def reverify(path: Path, *, model: str | None = None, task: Path | None = None) 
             f"({origin.model.sha256[:12]}); give the right model with --model"
         )
     data = rebuild_task(origin.task.name, origin.task.parameters, require_tokenizer(loaded), path=task)
-    if _hash_sets(data) != origin.task.sha256:
+    if hash_sets(data) != origin.task.sha256:
         raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
     rewritten = rewrite_model(loaded, origin.circuit, data.patching)
     return verify_export(loaded, origin.circuit, rewritten, path, patching=data.patching, prompts=data.test)

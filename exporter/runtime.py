@@ -1,9 +1,14 @@
-"""ONNX Runtime sessions: opened in one place, with threads pinned and the provider asserted."""
+"""ONNX Runtime sessions: opened in one place, with threads pinned and the provider asserted.
+
+What a file takes is read from its inputs: `read_form` is the one place that tells the forms apart.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,6 +17,10 @@ from exporter.errors import InputError, MissingRuntimeError
 if TYPE_CHECKING:
     import onnxruntime
 
+Form = Literal["plain", "masked", "past"]
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+MAX_LENGTH_KEY = "export_circuit.max_length"  # in metadata_props: the longest sequence that the model computes
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = "pip install 'export-circuit[cpu]' (or 'export-circuit[gpu]' for CUDA)"
 
@@ -57,16 +66,76 @@ def open_session(
     return session
 
 
+def read_form(session: onnxruntime.InferenceSession) -> Form:
+    """Which form a file has (see `graph`): with past, there is a mask over more tokens than come in."""
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    if "attention_mask" not in shapes:
+        return "plain"
+    return "masked" if shapes["attention_mask"] == shapes["input_ids"] else "past"
+
+
 def run_logits(
     session: onnxruntime.InferenceSession,
     input_ids: np.ndarray[Any, Any],
     mask: np.ndarray[Any, Any] | None = None,
 ) -> np.ndarray[Any, Any]:
-    """Logits for (batch, pos) int64 token ids; mask, (batch, pos) bool, is False at padding."""
-    feeds = {"input_ids": input_ids}
-    if any(value.name == "attention_mask" for value in session.get_inputs()):
-        feeds["attention_mask"] = np.ones_like(input_ids) if mask is None else mask.astype(np.int64)
+    """Logits for (batch, pos) int64 token ids in one call; mask, (batch, pos) bool, is False at padding."""
+    return run_step(session, input_ids, np.ones(input_ids.shape, bool) if mask is None else mask, {})[0]
+
+
+def run_in_steps(
+    session: onnxruntime.InferenceSession,
+    input_ids: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any] | None = None,
+    *,
+    single: int,
+) -> np.ndarray[Any, Any]:
+    """The logits of `run_logits` from a model with past: the last `single` tokens come one by one."""
+    length = input_ids.shape[1]
+    bounds = [0, *range(max(1, length - single), length + 1)]
+    mask = np.ones(input_ids.shape, bool) if mask is None else mask
+    parts: list[np.ndarray[Any, Any]] = []
+    past: Arrays = {}
+    for start, end in pairwise(bounds):
+        logits, past = run_step(session, input_ids[:, start:end], mask[:, :end], past)
+        parts.append(logits)
+    return np.concatenate(parts, axis=1)
+
+
+def run_step(
+    session: onnxruntime.InferenceSession,
+    input_ids: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any],
+    past: Mapping[str, np.ndarray[Any, Any]],
+) -> tuple[np.ndarray[Any, Any], Arrays]:
+    """One call: logits (batch, pos, vocab), and the keys and values to give as `past` to the next call.
+
+    mask: (batch, past + pos) bool, False at padding, which a plain model cannot have. `past` is what the call
+    before gave, and empty for the first one.
+    """
+    feeds: Arrays = {"input_ids": input_ids}
+    if read_form(session) == "plain":
+        assert mask.all(), "this model takes no mask"
     else:
-        assert mask is None or mask.all(), "this model takes no mask"
-    logits: np.ndarray[Any, Any] = session.run(["logits"], feeds)[0]
-    return logits
+        feeds["attention_mask"] = mask.astype(np.int64)
+    cached = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+    for value in cached:
+        batch, (_, n_kv, _, d_head) = len(input_ids), value.shape
+        feeds[value.name] = past.get(value.name, np.zeros((batch, n_kv, 0, d_head), np.float32))
+    presents = [value.name.replace("past_key_values", "present") for value in cached]
+    logits, *present = session.run(["logits", *presents], feeds)
+    return logits, {value.name: array for value, array in zip(cached, present, strict=True)}
+
+
+def read_vocab_size(session: onnxruntime.InferenceSession) -> int:
+    """How many token ids the model knows."""
+    return int(session.get_outputs()[0].shape[2])
+
+
+def read_max_length(session: onnxruntime.InferenceSession) -> int | None:
+    """The longest sequence that the model computes; None for a file that does not say."""
+    pos = session.get_inputs()[0].shape[1]
+    if isinstance(pos, int):
+        return pos
+    text = session.get_modelmeta().custom_metadata_map.get(MAX_LENGTH_KEY, "")
+    return int(text) if text.isdigit() else None

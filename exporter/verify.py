@@ -1,7 +1,8 @@
 """The exactness gate: the hooked model, the rewritten model and the ONNX file give the same logits.
 
 Each of the three computes the circuit in its own way, so agreement on held-out prompts, at every
-position, is evidence that the file on disk is the circuit that was found.
+position, is evidence that the file on disk is the circuit that was found. A file with past is run twice: in one
+call, and with the last tokens one by one, as a decoder calls it.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from exporter.dataset import Dataset
 from exporter.errors import ExactnessError
 from exporter.hooks import hooked_logits, record_replacements
 from exporter.loading import LanguageModel
-from exporter.runtime import open_session, run_logits
+from exporter.runtime import open_session, read_form, run_in_steps, run_logits
 
 TOLERANCE = 1e-4
 ORDINARY_SCALE = 30.0  # up to here the tolerance is absolute; larger logits round more coarsely
 MOST_PROMPTS = 200  # of those given; each counts at every position
+SINGLE_TOKENS = 3  # that come one by one, after all others in one call
 _CHUNK = 32  # prompts whose logits at every position are held three times
 
 
@@ -65,9 +67,13 @@ def verify_export(
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         hooked = hooked_logits(model, circuit, replacements, ids, mask)[real]  # (token, vocab)
         ours = rewritten(ids, mask)[real]
-        exported = run_logits(session, ids.numpy(), None if mask is None else mask.numpy())
+        arrays = ids.numpy(), None if mask is None else mask.numpy()
+        exported = [run_logits(session, *arrays)]
+        if read_form(session) == "past":
+            exported.append(run_in_steps(session, *arrays, single=SINGLE_TOKENS))
         pairs["hooked_vs_rewritten"].add(hooked, ours)
-        pairs["rewritten_vs_onnx"].add(ours, torch.from_numpy(exported)[real])
+        for logits in exported:
+            pairs["rewritten_vs_onnx"].add(ours, torch.from_numpy(logits)[real])
     for name, difference in pairs.items():
         difference.require(name, len(prompts))
     return Exactness(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from exporter.hooks import hooked_logits, record_replacements
 from exporter.means import compute_replacements
 from exporter.onnx_export import export_onnx
 from exporter.rewrite import FOLDS, rewrite_model
-from exporter.runtime import open_session, run_logits
+from exporter.runtime import open_session, read_form, run_in_steps, run_logits
 from exporter.slicing import slice_model
 
 
@@ -62,6 +63,30 @@ def test_hooked_rewritten_and_onnx_agree(
 @given(case=cases(padded=True))
 def test_they_agree_on_prompts_of_several_lengths(case: Case, tmp_path_factory: pytest.TempPathFactory) -> None:
     check_three_ways(case, tmp_path_factory.mktemp("export"))
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+@settings(max_examples=15)
+@given(data=st.data())
+def test_a_model_with_past_agrees_in_one_call_and_token_by_token(
+    family: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Uneven heads by layer, layers without attention, none at all, padding: whatever `cases` draws."""
+    case = data.draw(cases(families=(family,), padded=None))
+    circuit = replace(case.circuit, align="left")
+    path, prompts = tmp_path_factory.mktemp("past") / "circuit.onnx", case.prompts
+    ids, mask = prompts.input_ids, prompts.mask
+    real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    replacements = record_replacements(case.model, case.patching, ablation=circuit.ablation, mean=circuit.mean)
+    hooked = hooked_logits(case.model, circuit, replacements, ids, mask)[real]
+    description = export_onnx(rewrite_model(case.model, circuit, case.patching), path, form="past")
+    onnx.checker.check_model(str(path), full_check=True)
+    layers = sorted({head.layer for head in circuit.heads})
+    assert len(description.inputs) == len(description.outputs) + 1 == 2 + 2 * len(layers)
+    session, arrays = open_session(path, threads=1), (ids.numpy(), None if mask is None else mask.numpy())
+    assert read_form(session) == "past"
+    for logits in (run_logits(session, *arrays), run_in_steps(session, *arrays, single=data.draw(st.integers(0, 4)))):
+        assert_same_logits(torch.from_numpy(logits)[real], hooked)
 
 
 @settings(max_examples=30)

@@ -307,7 +307,7 @@ def test_a_kill_during_recovery_or_rollback_is_recovered_too(tmp_path: Path) -> 
         (stage / "old-model.onnx").hardlink_to(folder / "model.onnx")
         (stage / "model.onnx").replace(folder / "model.onnx")
         if rollback:
-            (stage / "forward").replace(stage / "back")
+            (stage / ".forward").replace(stage / ".back")
 
     for rollback, wanted in ((False, NEW), (True, OLD)):
         for at in range(1, 1000):
@@ -386,7 +386,7 @@ def test_a_read_only_file_system_is_said_in_one_line(tmp_path: Path) -> None:
     with mounted(tmp_path / "fixed", "-t", "tmpfs", "-o", "size=1m", "tmpfs") as folder:
         fill(folder, OLD)
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        with pytest.raises(InputError, match=r"cannot write .*: Read-only file system; choose another --out"):
+        with pytest.raises(InputError, match=r"cannot write .*: Read-only file system; write elsewhere"):
             write(folder)
         recover(folder / "model.onnx")  # a reader has nothing to say
         assert read(folder) == OLD
@@ -429,7 +429,7 @@ def test_a_folder_without_write_permission_is_said_in_one_line() -> None:
             check=True,
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
         )
-        assert "Permission denied; choose another --out" in done.stdout
+        assert "Permission denied; write elsewhere" in done.stdout
         assert len(done.stdout.splitlines()) == 1
         assert read(folder) == OLD
     finally:

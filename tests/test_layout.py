@@ -14,7 +14,7 @@ PACKAGE = ROOT / "exporter"
 # One line a stage, first to last; a module imports from the lines above its own, or from its own folder.
 ORDER = [
     "errors",  # what all of them raise
-    "files", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
+    "files", "folders", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
     "circuit", "dataset",  # plain data
     "tasks",
     "offload", "positions", "sublayers", "circuit_model", "families",  # the dense model
@@ -23,13 +23,14 @@ ORDER = [
     "cost", "ranks", "journal", "search",
     "rewrite",
     "graph", "onnx_export",
-    "verify",
+    "verify", "generate",
     "measure", "evaluate",
     "data_check",
     "manifest", "inspection",
-    "pipeline",
+    "prompting", "runner", "card", "bundle",
+    "job", "pipeline",
     "__init__",  # the public API
-    "doctor", "display", "cli_data", "cli", "__main__",
+    "doctor", "display", "cli_data", "cli_run", "cli", "__main__",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -15,6 +15,7 @@ from exporter.circuit import Circuit, Head
 from exporter.errors import ExactnessError
 from exporter.onnx_export import export_onnx
 from exporter.rewrite import rewrite_model
+from exporter.runtime import open_session, run_logits
 from exporter.verify import verify_export
 
 
@@ -53,6 +54,26 @@ class TestGate:
         corrupt(path, name, 0.5)
         with pytest.raises(ExactnessError, match="rewritten vs onnx: logits differ by"):
             self.verify(rewritten, path)
+
+    def test_a_file_with_past_is_gated_token_by_token(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        rewritten = rewrite_model(self.model, self.circuit, self.patching)
+        export_onnx(rewritten, tmp_path / "m.onnx", form="past")
+        assert self.verify(rewritten, tmp_path / "m.onnx").prompts == 40
+        proto = onnx.load(tmp_path / "m.onnx")  # the keys of the past forgotten from the second call on
+        (node,) = (node for node in proto.graph.node if node.output[0] == "present.1.key")
+        proto.graph.node.add(op_type="Mul", name="lost", input=[node.input[0], "none"], output=["lost"])
+        proto.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "none"))
+        node.input[0] = "lost"
+        nodes = sorted(proto.graph.node, key=lambda n: n.name != "lost")
+        del proto.graph.node[:]
+        proto.graph.node.extend(nodes)
+        onnx.save(proto, tmp_path / "m.onnx")
+        ids = self.prompts.input_ids
+        np.testing.assert_allclose(
+            run_logits(open_session(tmp_path / "m.onnx"), ids.numpy()), rewritten(ids), rtol=1e-4, atol=1e-4
+        )
+        with pytest.raises(ExactnessError, match="rewritten vs onnx"):
+            self.verify(rewritten, tmp_path / "m.onnx")
 
     def test_nan_is_refused(self, tmp_path: Path) -> None:
         rewritten, path = self.export(tmp_path)

@@ -1,0 +1,239 @@
+"""What to do, and what it takes: options checked, then model, prompts and circuit loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from exporter.checkpoint import PRECISIONS
+from exporter.circuit import Ablation, Align, Circuit, Mean
+from exporter.data_check import find_limits, require_fitness, require_tokenizer
+from exporter.errors import InputError, UsageError
+from exporter.families import FAMILIES
+from exporter.loading import LanguageModel, load_model
+from exporter.manifest import ModelInfo, TaskInfo, collect_versions
+from exporter.onnx_export import require_growing
+from exporter.runtime import Form
+from exporter.tasks import (
+    DEFAULT_SIZES,
+    TASKS,
+    SplitSizes,
+    TaskData,
+    check_task,
+    default_alpha,
+    find_sweep,
+    is_file_task,
+    load_task,
+)
+
+SUFFIXES = (".onnx", ".json")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do. `alpha=None` takes the task's own; a `circuit` file is exported as it is, without a search.
+
+    `task` is a name or a .jsonl or .csv file. `align` is the end that means by position are counted from; None takes
+    right where prompts differ in length. `device` is where the search runs, `dtype` what it computes in; all after
+    it is float32. `resume` goes on from the journal that a killed job left beside `out`. `force` replaces an
+    existing output, and takes a file's task that the model fails at. `bundle` is a folder to write instead of `out`,
+    or beside it. `with_past` keeps keys and values between calls.
+    """
+
+    task: str
+    out: Path | None
+    model: str = "auto"
+    revision: str | None = None
+    alpha: float | None = None
+    ablation: Ablation | None = None
+    mean: Mean | None = None
+    align: Align | None = None
+    mlps: bool = True
+    circuit: Path | None = None
+    seed: int = 0
+    sizes: SplitSizes = DEFAULT_SIZES
+    parameters: dict[str, Any] = field(default_factory=dict)
+    memory_limit: int | None = None
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    resume: bool = False
+    force: bool = False
+    bundle: Path | None = None
+    with_past: bool = False
+
+    def __post_init__(self) -> None:
+        check_task(self.task)
+        if self.out is not None and self.out.suffix != ".onnx":
+            raise UsageError(f"--out is {str(self.out)!r}; give a name that ends in .onnx")
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise UsageError(f"--alpha is {self.alpha}; give a threshold above 0, in nats (such as 0.02)")
+        if self.device not in ("cpu", "cuda"):
+            raise UsageError(f"--device is {self.device!r}; choose from cpu, cuda")
+        if self.dtype not in PRECISIONS:
+            raise UsageError(f"--dtype is {self.dtype!r}; choose from {', '.join(PRECISIONS)}")
+        if self.align is not None and (self.mean == "global" or self.ablation == "zero"):
+            raise UsageError("--align is for means by position; leave it out, or take --mean position")
+        searched = {
+            "--alpha": self.alpha,
+            "--ablation": self.ablation,
+            "--mean": self.mean,
+            "--align": self.align,
+            "--no-mlps": not self.mlps,
+            "--dtype": self.dtype != "float32",
+        }
+        given = [name for name, value in searched.items() if value]
+        if self.circuit is not None and given:
+            raise UsageError(f"{given[0]} is for the search, and --circuit needs none; leave one of them out")
+
+    @property
+    def written(self) -> list[Path]:
+        """What the job leaves, the first being what its journal stands beside."""
+        files = [] if self.out is None else [self.out.with_suffix(suffix) for suffix in SUFFIXES]
+        return files + ([] if self.bundle is None else [self.bundle])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job with its inputs loaded and checked, and nothing computed yet."""
+
+    job: Job
+    model: LanguageModel
+    data: TaskData
+    circuit: Circuit | None
+    notes: tuple[str, ...]
+
+    def to_float32(self) -> Plan:
+        """The same plan with the model in float32; the model of this one is used up."""
+        return replace(self, model=self.model.to_float32())
+
+    @property
+    def alpha(self) -> float:
+        """The threshold of the search, in nats."""
+        return self.job.alpha or default_alpha(self.job.task, self.model.name)
+
+    @property
+    def padded(self) -> bool:
+        """Whether prompts differ in length."""
+        data = self.data
+        return any(d.mask is not None for d in (data.patching, data.selection, data.test, *data.ood.values()))
+
+    @property
+    def align(self) -> Align:
+        """The end that means by position are counted from."""
+        if self.circuit is not None:
+            return self.circuit.align
+        return self.job.align or ("right" if self.padded else "left")
+
+    def summary(self) -> dict[str, Any]:
+        """What would be done, as JSON-able data."""
+        data, info = self.data, self.model_info
+        heads, mlps = info.n_layers * info.n_heads, info.n_layers if self.job.mlps else 0
+        sets = {"patching": data.patching, "selection": data.selection, "test": data.test, **data.ood}
+        return {
+            "model": info.model_dump(),
+            "task": data.task,
+            "prompts": {name: len(dataset) for name, dataset in sets.items()},
+            "prompt_tokens": data.test.length,
+            "example": self.example,
+            "candidates": 0 if self.circuit else heads + mlps,
+            "alpha": None if self.circuit else self.alpha,
+            "parameters": self.model.dense.count_parameters(),
+            "writes": [str(path) for path in self.job.written],
+        }
+
+    @property
+    def form(self) -> Form:
+        """What the exported file takes: a mask where prompts differ in length or answers have several tokens."""
+        grows = self.padded or self.data.test.n_steps > 1
+        return "past" if self.job.with_past else "masked" if grows else "plain"
+
+    @property
+    def example(self) -> str:
+        """The first test prompt as text."""
+        test = self.data.test
+        ids = test.input_ids[0] if test.mask is None else test.input_ids[0][test.mask[0]]
+        return str(require_tokenizer(self.model).decode(ids.tolist()))
+
+    @property
+    def alpha_sweep(self) -> dict[str, Any] | None:
+        """Where the threshold comes from, when it is the task's own."""
+        searched_with_default = self.circuit is None and self.job.alpha is None and self.job.task in TASKS
+        return find_sweep(self.job.task, self.model.name) if searched_with_default else None
+
+    @property
+    def search_key(self) -> dict[str, Any]:
+        """All that a search's decisions depend on, for its journal."""
+        job = self.job
+        return {
+            "model": self.model.sha256,
+            "task": self.data.task,
+            "prompts": hash_sets(self.data),
+            "circuit": None if self.circuit is None else self.circuit.to_json(),
+            "alpha": self.alpha,
+            "ablation": job.ablation or "mean",
+            "mean": job.mean or "position",
+            "align": self.align,
+            "mlps": job.mlps,
+            "device": job.device,
+            "dtype": job.dtype,
+            "versions": collect_versions(),
+        }
+
+    @property
+    def task_info(self) -> TaskInfo:
+        """The task, for the manifest."""
+        return TaskInfo(name=self.data.task, parameters=self.data.parameters, sha256=hash_sets(self.data))
+
+    @property
+    def model_info(self) -> ModelInfo:
+        """The dense model, for the manifest."""
+        model, family = self.model, FAMILIES[self.model.family]
+        return ModelInfo(
+            name=model.name,
+            revision=model.revision,
+            sha256=model.sha256,
+            family=model.family,
+            n_layers=family.n_layers(model.hf),
+            n_heads=family.n_heads(model.hf),
+        )
+
+
+def prepare(job: Job) -> Plan:
+    """Load the model, build the task's sets, read the circuit file; raises what is wrong with any of them."""
+    circuit = None if job.circuit is None else Circuit.load(job.circuit)
+    model = load_model(job.model, revision=job.revision, dtype=job.dtype)
+    family = FAMILIES[model.family]
+    if circuit is not None:
+        circuit.check_fits(n_layers=family.n_layers(model.hf), n_heads=family.n_heads(model.hf))
+    data = load_task(
+        job.task,
+        require_tokenizer(model),
+        seed=job.seed,
+        sizes=job.sizes,
+        limits=find_limits(model.dense),
+        **job.parameters,
+    )
+    if data.test.length > model.dense.max_length:
+        raise InputError(
+            f"the task's prompts have {data.test.length} tokens, the model takes {model.dense.max_length}; "
+            "choose a model with a longer context"
+        )
+    doubts = require_fitness(job.task, model, data.selection, force=job.force) if is_file_task(job.task) else ()
+    plan = Plan(job, model, data, circuit, (*model.notes, *doubts))
+    if job.with_past:
+        by_position = job.ablation != "zero" and job.mean != "global"
+        require_growing(by_position=circuit.fixed_length if circuit else by_position, align=plan.align)
+    return plan
+
+
+def hash_sets(data: TaskData) -> str:
+    """sha256 over the token ids of every set, so that a later run knows whether it has the same prompts."""
+    digest = hashlib.sha256()
+    for dataset in (data.patching, data.selection, data.test, *data.ood.values()):
+        digest.update(dataset.input_ids.numpy().tobytes())
+        digest.update(dataset.answer_ids.numpy().tobytes())
+        for tensor in (dataset.mask, dataset.choice_ids):
+            digest.update(b"" if tensor is None else tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
