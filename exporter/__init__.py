@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from exporter.dataset import Dataset
     from exporter.errors import ExportCircuitError
     from exporter.evaluate import evaluate_circuit
+    from exporter.job import Job
     from exporter.loading import LanguageModel, load_model
     from exporter.manifest import Manifest
     from exporter.measure import compare_latency
     from exporter.onnx_export import export_onnx
-    from exporter.job import Job
     from exporter.pipeline import run_job
     from exporter.rewrite import rewrite_model
     from exporter.search import find_circuit
@@ -34,7 +34,7 @@ _HOME = {
     "Decision": "circuit",
     "ExportCircuitError": "errors",
     "Head": "circuit",
-    "Job": "pipeline",
+    "Job": "job",
     "LanguageModel": "loading",
     "Manifest": "manifest",
     "compare_latency": "measure",
