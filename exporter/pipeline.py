@@ -319,7 +319,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         files={plan.job.out.name: hash_file(path)},
         seconds=clock.seconds,
         versions=collect_versions(),
-        notes=list(model.notes),
+        notes=[*model.notes, *([] if plan.job.dtype == "float32" else [f"the search computed in {plan.job.dtype}"])],
     )
 
 
