@@ -81,6 +81,7 @@ def test_the_manifests_sizes_are_those_of_the_model(exported: Path, make_checkpo
     assert manifest.size.circuit == size
 
 
+@pytest.mark.slow
 def test_a_search_in_half_precision_exports_the_checkpoints_own_weights(
     exported: Path, tmp_path: Path, run: Run, make_checkpoint: Callable[..., Path]
 ) -> None:
