@@ -128,16 +128,19 @@ def finish_model(model: PreTrainedModel, source: Path, dtype: torch.dtype) -> Pr
 
 def load_tokenizer(folder: Path, config: Any) -> PreTrainedTokenizerBase | None:
     """The tokenizer beside the weights, or None where there is none. Raises InputError."""
-    from transformers import AutoTokenizer
+    import transformers
 
     if not any((folder / name).is_file() for name in TOKENIZERS):
         return None
-    settings = folder / "tokenizer_config.json"
-    if settings.is_file():
-        refuse_code(read_json(settings), settings)
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.is_file() else {}
+    refuse_code(settings, path)
+    kind: Any = transformers.AutoTokenizer
+    if settings.get("tokenizer_class") == "TokenizersBackend":  # what transformers 5 writes, and 4 does not know
+        kind = transformers.PreTrainedTokenizerFast
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise InputError(f"the tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
     return check_tokenizer(tokenizer, config, folder)

@@ -221,7 +221,8 @@ def prepare(job: Job) -> Plan:
             "choose a model with a longer context"
         )
     doubts = require_fitness(job.task, model, data.selection, force=job.force) if is_file_task(job.task) else ()
-    plan = Plan(job, model, data, circuit, (*model.notes, *doubts))
+    precision = () if job.dtype == "float32" else (f"the search computed in {job.dtype}",)
+    plan = Plan(job, model, data, circuit, (*model.notes, *doubts, *precision))
     if job.with_past:
         by_position = job.ablation != "zero" and job.mean != "global"
         require_growing(by_position=circuit.fixed_length if circuit else by_position, align=plan.align)

@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import GPT2LMHeadModel
 
-from exporter.errors import InputError
+from exporter.checkpoint import Precision
+from exporter.errors import InputError, UsageError
 from exporter.hub import GPT2_SMALL, fetch_snapshot
 from exporter.loading import LanguageModel, bundled_path, load_model
 
@@ -281,6 +284,131 @@ def test_whether_the_hub_answers(hub: FakeHub, save_gpt2: Save, unused_port: int
     fill_hub(hub, save_gpt2)
     assert ask(hub.url) == "True\n"
     assert ask(f"http://127.0.0.1:{unused_port}") == "False\n"
+
+
+STORED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("asked", [*STORED, "auto"])
+def test_weights_are_held_in_the_dtype_that_was_asked_for(
+    stored: str, asked: Precision, save_gpt2: Save, tmp_path: Path
+) -> None:
+    folder = save_gpt2(dtype=STORED[stored])
+    exact = load_model(folder)
+    model = load_model(folder, dtype=asked)
+    assert {parameter.dtype for parameter in model.hf.parameters()} == {STORED[stored if asked == "auto" else asked]}
+    wide = model.to_float32()
+    state, wanted = wide.hf.state_dict(), exact.hf.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in wanted.items())
+    assert (wide.name, wide.sha256, wide.notes) == (exact.name, exact.sha256, exact.notes)
+    torch.testing.assert_close(wide.dense(torch.arange(5)[None]), exact.hf(torch.arange(5)[None]).logits)
+
+
+def test_widening_keeps_no_second_model(save_gpt2: Save) -> None:
+    rounded = load_model(save_gpt2("a"), dtype="bfloat16")
+    stored = load_model(save_gpt2("b", dtype=torch.bfloat16), dtype="bfloat16")
+    for model in (rounded, stored):
+        assert model.dense.W_E.dtype == torch.bfloat16
+        wide = model.to_float32()
+        assert wide.dense.W_E.dtype == torch.float32
+    assert sum(parameter.numel() for parameter in rounded.hf.parameters()) == 0  # it is read again elsewhere
+    assert stored.hf is wide.hf
+    assert load_model("bundled").to_float32().reload is None
+
+
+def test_weights_that_change_between_two_readings_are_refused(save_gpt2: Save) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = load_model(save_gpt2(), dtype="float16")
+    path = Path(model.name) / "model.safetensors"
+    tensors = load_file(path)
+    tensors["transformer.ln_f.bias"] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match="have changed since they were loaded"):
+        model.to_float32()
+
+
+def test_what_float16_cannot_hold_is_said(save_gpt2: Save) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = save_gpt2() / "model.safetensors"
+    tensors = load_file(path)
+    tensors["transformer.ln_f.weight"][2] = 1e6
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"transformer\.ln_f\.weight holds .* float16 cannot hold; choose float32"):
+        load_model(path.parent, dtype="float16")
+    assert load_model(path.parent, dtype="bfloat16").hf.dtype == torch.bfloat16
+
+
+def test_an_unknown_dtype_is_refused() -> None:
+    with pytest.raises(UsageError, match="unknown dtype 'int8'; choose from float32, bfloat16, float16, auto"):
+        load_model("bundled", dtype="int8")  # type: ignore[arg-type]
+
+
+# What loading argv[1] as argv[2] adds to this process's own memory, at its highest, in bytes. File pages do not count:
+# they are the system's to take back.
+MEMORY = """
+import sys, threading
+from exporter.loading import load_model
+
+def anonymous():
+    with open("/proc/self/smaps_rollup") as lines:
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+def watch():
+    while not done.wait(0.002):
+        seen.append(anonymous())
+
+load_model("bundled", dtype=sys.argv[2])  # what the first model brings in
+seen, done = [before := anonymous()], threading.Event()
+watcher = threading.Thread(target=watch)
+watcher.start()
+model = load_model(sys.argv[1], dtype=sys.argv[2])
+if len(sys.argv) > 3:
+    model = model.to_float32()
+done.set()
+watcher.join()
+print(max(seen) - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's account of memory")
+def test_a_model_is_never_held_twice(save_gpt2: Save, tmp_path: Path) -> None:
+    shape = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 256}
+    stored = {
+        "float32": save_gpt2("float32", **shape),
+        "bfloat16": save_gpt2("bfloat16", dtype=torch.bfloat16, **shape),
+    }
+    size = (stored["float32"] / "model.safetensors").stat().st_size
+    assert size > 3e8
+    model = GPT2LMHeadModel.from_pretrained(stored["float32"])
+    model.save_pretrained(tmp_path / "shards", max_shard_size="60MB")
+    del model
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 4
+
+    def peak(*arguments: object) -> float:
+        command = [sys.executable, "-c", MEMORY, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return int(done.stdout) / size
+
+    assert peak(stored["float32"], "float32") < 0.4  # the file's own pages
+    assert peak(tmp_path / "shards", "float32") < 0.4
+    assert peak(stored["bfloat16"], "float32") < 1.3
+    assert peak(stored["bfloat16"], "bfloat16", "widened") < 1.6
+    assert peak(stored["float32"], "bfloat16", "read again") < 0.8
+
+
+def test_shards_are_the_same_model_as_one_file(tmp_path: Path, save_gpt2: Save) -> None:
+    whole = load_model(save_gpt2(n_layer=4))
+    whole.hf.save_pretrained(tmp_path / "shards", max_shard_size="4KB")
+    shards = load_model(tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 2
+    ids = torch.arange(10)[None]
+    assert torch.equal(shards.hf(ids).logits, whole.hf(ids).logits)
+    assert shards.sha256 != whole.sha256
 
 
 @pytest.mark.network

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,24 @@ def test_the_manifests_sizes_are_those_of_the_model(exported: Path, make_checkpo
         n = len(circuit.heads_of(layer))
         size += n * (4 * d_model * d_head + 3 * d_head) + (d_model + 2 * d_model if n else 0)
     assert manifest.size.circuit == size
+
+
+@pytest.mark.slow
+def test_a_search_in_half_precision_exports_the_checkpoints_own_weights(
+    exported: Path, tmp_path: Path, run: Run, make_checkpoint: Callable[..., Path]
+) -> None:
+    """The checkpoint is float32: weights that were rounded for the search do not get into the file."""
+    out = tmp_path / "m.onnx"
+    arguments = ("--task", "acronym", "--model", make_checkpoint(), "--out", out, *SMALL)
+    run.succeeds(*arguments, "--alpha", "0.001", "--dtype", "bfloat16")
+    narrow, wide = Manifest.load(tmp_path / "m.json"), Manifest.load(exported / "m.json")
+    assert narrow.notes == ["the search computed in bfloat16"]
+    assert narrow.circuit["trace"] != wide.circuit["trace"]
+    assert narrow.exactness.hooked_vs_rewritten <= narrow.exactness.limit
+    run.succeeds("verify", out)
+    job = pipeline.Job(task="acronym", out=None, model=str(make_checkpoint()), sizes=SplitSizes(20, 20, 30))
+    plan = pipeline.prepare(job)
+    assert plan.search_key != replace(plan, job=replace(job, dtype="bfloat16")).search_key
 
 
 def test_inspect_draws_the_circuit(exported: Path, run: Run) -> None:
