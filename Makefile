@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-optimum lint format bench alphas results wheel-test clean check-python
+.PHONY: help demo test test-optimum lint format bench alphas results search-results search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -64,6 +64,13 @@ alphas: .venv/.installed  ## Choose the tasks' default thresholds anew (minutes)
 
 results: .venv/.installed  ## Run the main job on every task and write the README's table
 	.venv/bin/python benchmarks/main_job.py
+
+search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
+	.venv/bin/python benchmarks/search_results.py
+	.venv/bin/python benchmarks/cost_table.py
+
+search-profile: .venv/.installed  ## See where the time of a search goes
+	.venv/bin/python benchmarks/profile_search.py
 
 # The wheel must do its job alone: a new environment, an empty folder, nothing of this tree in reach.
 wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone, run it in an empty folder

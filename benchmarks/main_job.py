@@ -93,6 +93,12 @@ def render_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write_between(path: Path, begin: str, end: str, markdown: str) -> None:
+    """Replace what stands between two markers of a Markdown file."""
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    path.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
 def main() -> None:
     """Run all tasks, write the results and the README's table."""
     with tempfile.TemporaryDirectory() as folder:
@@ -100,10 +106,7 @@ def main() -> None:
     results = {"date": datetime.date.today().isoformat(), "machine": describe_machine(), "tasks": tasks}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    readme.write_text(f"{before}{BEGIN}\n{render_table(results)}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    write_between(ROOT / "README.md", BEGIN, END, render_table(results))
     print(render_table(results))
 
 

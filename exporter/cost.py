@@ -10,6 +10,7 @@ multiply-add, 4 bytes a number), one pass over P positions of all prompts costs
 and a candidate of layer l costs what lies above it: for a head its layer's MLP and every survivor of
 higher layers, for an MLP those survivors alone, each over P = T positions up to the topmost surviving
 attention and P = 1 from there on, and one unembedding. The dense pass is paid once for each layer.
+benchmarks/COST.md has the rest of the formulas, and what they say of models larger than those at hand.
 """
 
 from __future__ import annotations
@@ -51,18 +52,83 @@ def count_flops(sublayer: Sublayer, n_prompts: int, pos: int, length: int) -> in
 
 def count_search_flops(dense: CircuitModel, circuit: Circuit, n_prompts: int, length: int) -> int:
     """The FLOPs that a search that ends in `circuit` cannot avoid: what each candidate changes, and no more."""
-    d_vocab, d_model = dense.W_U.shape
-    total = 0
-    for layer, above in _walk_down(dense, circuit):
-        for step in layer:
-            heads = sum(len(s.heads) for s in step.sublayers if isinstance(s, Attention))
-            mlps = sum(not isinstance(s, Attention) for s in step.sublayers)
-            rest = layer[layer.index(step) + 1 :]
-            own = [s for other in rest for s in other.sublayers]
-            total += (heads + mlps) * (
-                _count_tail([*own, *above], circuit, n_prompts, length) + 2 * n_prompts * d_vocab * d_model
-            )
+    return sum(split_search_flops(dense, circuit, n_prompts, length))
+
+
+def split_search_flops(dense: CircuitModel, circuit: Circuit, n_prompts: int, length: int) -> tuple[int, int]:
+    """The same FLOPs apart: of products with many rows, and of those with a row a prompt, which run slower.
+
+    Many rows have MLPs at all positions, attention, and the unembedding of heads that share it: those of a
+    layer above which nothing attends.
+    """
+    unembedding = 2 * n_prompts * dense.W_U.numel()
+    many = few = 0
+    for n_candidates, tail in _walk_candidates(dense, circuit):
+        attends = any(isinstance(s, Attention) for s in tail)
+        if attends or n_candidates == 1:
+            few += n_candidates * unembedding
+        else:
+            many += n_candidates * unembedding
+        for sublayer, pos, kept, of in _place_tail(tail, circuit, length):
+            flops = n_candidates * (count_flops(sublayer, n_prompts, pos, length) * kept // of)
+            if pos > 1 or isinstance(sublayer, Attention):
+                many += flops
+            else:
+                few += flops
+    return many, few
+
+
+def count_once_flops(dense: CircuitModel, n_patching: int, n_prompts: int, length: int) -> int:
+    """The FLOPs that a search pays once, at most: the means, the dense pass twice, each head's part of the residual.
+
+    The second dense pass is each layer's, when its turn comes; a plan that recomputes residuals adds a third.
+    """
+    total = 4 * n_prompts * dense.W_U.numel()  # the dense logits, and what P expects of W_U
+    for sublayer in dense.sublayers():
+        total += count_flops(sublayer, n_patching, length, length)
+        total += 2 * count_flops(sublayer, n_prompts, length, length)
+        if isinstance(sublayer, Attention):
+            total += 2 * n_prompts * length * sublayer.W_O.numel()
     return total
+
+
+def count_search_bytes(
+    dense: CircuitModel, circuit: Circuit, n_prompts: int, length: int, *, chunk: int
+) -> tuple[int, int]:
+    """Bytes that a search's candidates read of weights, and read and write of activations, one at a time.
+
+    Weights are read once for every `chunk` prompts. A product reads its input and writes its output, and so
+    does what is done to each number in turn; caches save some of it, and batched heads of the weights.
+    """
+    n_chunks = -(-n_prompts // chunk)
+    d_vocab = dense.W_U.shape[0]
+    weights = activations = 0
+    for n_candidates, tail in _walk_candidates(dense, circuit):
+        weights += n_candidates * n_chunks * dense.W_U.numel()
+        activations += n_candidates * n_prompts * 6 * d_vocab  # logits, minus the base, exp, sum
+        for sublayer, pos, kept, of in _place_tail(tail, circuit, length):
+            numbers = sum(p.numel() for p in sublayer.parameters())
+            weights += n_candidates * n_chunks * numbers * kept // of
+            activations += n_candidates * n_prompts * _count_activations(sublayer, pos, length, kept / of)
+    return _NUMBER * weights, _NUMBER * activations
+
+
+def _count_activations(sublayer: Sublayer, pos: int, length: int, share: float) -> int:
+    """Numbers of one prompt that a sublayer with some share of its heads reads and writes."""
+    if isinstance(sublayer, Attention):
+        d_model, width = sublayer.W_Q.shape
+        return 5 * length * d_model + 4 * pos * d_model + round(4 * (pos + length) * width * share)
+    d_model, d_mlp = sublayer.W_in.shape
+    return pos * (7 * d_model + 4 * d_mlp)
+
+
+def _walk_candidates(dense: CircuitModel, circuit: Circuit) -> Iterator[tuple[int, list[Sublayer]]]:
+    """For each step: how many candidates it holds, and the sublayers that each of them runs."""
+    for layer, above in _walk_down(dense, circuit):
+        for index, step in enumerate(layer):
+            n_candidates = sum(len(s.heads) if isinstance(s, Attention) else 1 for s in step.sublayers)
+            own = [s for other in layer[index + 1 :] for s in other.sublayers]
+            yield n_candidates, [*own, *above]
 
 
 def _walk_down(dense: CircuitModel, circuit: Circuit) -> Iterator[tuple[list[Step], list[Sublayer]]]:
@@ -80,16 +146,15 @@ def _survives(sublayer: Sublayer, circuit: Circuit) -> bool:
     return sublayer.layer in circuit.mlps
 
 
-def _count_tail(sublayers: list[Sublayer], circuit: Circuit, n_prompts: int, length: int) -> int:
-    """FLOPs of running some sublayers to the answer position; attention counts its surviving heads only."""
+def _place_tail(sublayers: list[Sublayer], circuit: Circuit, length: int) -> Iterator[tuple[Sublayer, int, int, int]]:
+    """Some sublayers on the way to the answer position: at how many positions, and how many of how many heads."""
     top = max((i for i, s in enumerate(sublayers) if isinstance(s, Attention)), default=-1)
-    total = 0
     for index, sublayer in enumerate(sublayers):
-        flops = count_flops(sublayer, n_prompts, length if index < top else 1, length)
+        pos = length if index < top else 1
         if isinstance(sublayer, Attention):
-            flops = flops * len(circuit.heads_of(sublayer.layer)) // len(sublayer.heads)
-        total += flops
-    return total
+            yield sublayer, pos, len(circuit.heads_of(sublayer.layer)), len(sublayer.heads)
+        else:
+            yield sublayer, pos, 1, 1
 
 
 def group_by_layer(steps: Sequence[Step]) -> list[list[Step]]:

@@ -6,7 +6,7 @@ import pytest
 from tiny import all_heads, make_model
 
 from exporter.circuit import Circuit, Head
-from exporter.cost import count_flops, count_search_flops, plan_memory
+from exporter.cost import count_flops, count_once_flops, count_search_bytes, count_search_flops, plan_memory
 from exporter.errors import InputError
 
 N, T = 10, 5
@@ -27,6 +27,30 @@ def test_flops_of_a_search_by_hand() -> None:
     dense = make_model(n_layers=1, n_heads=2, d_head=4).dense
     unembedding, mlp = 2 * N * 37 * 8, 2 * (2 * N * 8 * 32)
     assert count_search_flops(dense, Circuit(heads=(), mlps=()), N, T) == 3 * unembedding + 2 * mlp
+
+
+def test_flops_paid_once_by_hand() -> None:
+    """The means on M prompts, the dense pass twice, each head through W_O, the dense logits and P @ W_U."""
+    n_patching = 7
+    attention, mlp = list(make_model(n_layers=1, n_heads=2, d_head=4).dense.sublayers())
+    passes = [count_flops(s, n, T, T) for s in (attention, mlp) for n in (n_patching, N, N)]
+    by_hand = sum(passes) + 2 * N * T * 8 * 8 + 2 * (2 * N * 37 * 8)
+    assert count_once_flops(make_model(n_layers=1, n_heads=2, d_head=4).dense, n_patching, N, T) == by_hand
+
+
+@pytest.mark.parametrize(("chunk", "n_chunks"), [(N, 1), (4, 3)])
+def test_bytes_of_a_search_by_hand(chunk: int, n_chunks: int) -> None:
+    """Two layers, one head of the upper attention survives: it is what the lower layer's candidates run."""
+    dense = make_model(n_layers=2, n_heads=2, d_head=4).dense
+    weights, activations = count_search_bytes(dense, Circuit(heads=(Head(1, 0),), mlps=()), N, T, chunk=chunk)
+    mlp = (8 * 32 + 32) + (32 * 8 + 8) + 2 * 8  # with biases, and the norm's gain and bias
+    half_attention = (4 * (8 * 8 + 8) + 2 * 8) // 2
+    # in each layer two heads run its MLP; in the lower one three candidates run the surviving head
+    assert weights == 4 * n_chunks * (4 * mlp + 3 * half_attention + 6 * 37 * 8)
+    last, everywhere = 7 * 8 + 4 * 32, T * (7 * 8 + 4 * 32)
+    # norm, q, k and v read and write T positions; of the one head of 4, q and z at the last, k and v at all
+    head = 5 * T * 8 + 4 * 8 + 4 * (1 + T) * 4
+    assert activations == 4 * N * (2 * last + 2 * everywhere + 3 * head + 6 * 6 * 37)
 
 
 def test_more_survivors_cost_more() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,11 +15,13 @@ from oracle import find_circuit_hooked
 from tiny import VARIANTS, make_model, make_prompts, models
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from exporter import search
 from exporter.circuit import MLP, Circuit, Component, Decision, Head
 from exporter.dataset import Dataset
 from exporter.errors import InputError
 from exporter.loading import LanguageModel
 from exporter.search import find_circuit
+from exporter.sublayers import Step
 
 
 def assert_same_search(found: Circuit, expected: Circuit) -> None:
@@ -97,6 +100,56 @@ def test_shared_openings_and_little_memory_change_nothing(
     least = 2**26 + 400_000  # the fixed part of the plan for prompts of these sizes
     if min(margins) > 1e-5:
         assert_same_search(find_circuit(model, *sets, **options, memory_limit=least + spare), expected)
+
+
+def test_logits_far_from_what_the_dense_model_expects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the final norm's gain 300 times as large, the top logit is hundreds above the one that P expects.
+
+    Then exponentials overflow, and KL is measured from the top. It is tens of nats, so it is compared by its size.
+    """
+    model = make_model(n_layers=2, n_heads=3, seed=3)
+    model.hf.transformer.ln_f.weight *= 300
+    sets = make_prompts(9, 5, seed=1), make_prompts(40, 5, seed=2)
+    passes: list[bool] = []
+
+    def sum_exp(*args: torch.Tensor) -> torch.Tensor:
+        total = search_sum_exp(*args)
+        passes.append(bool(total.isfinite().all()))
+        return total
+
+    search_sum_exp = search._sum_exp
+    monkeypatch.setattr(search, "_sum_exp", sum_exp)
+    found, expected = find_circuit(model, *sets, alpha=5.0), find_circuit_hooked(model, *sets, alpha=5.0)
+    assert passes.count(False) >= 3
+    assert all(after for before, after in pairwise(passes) if not before)
+    assert [(s.component, s.removed) for s in found.trace] == [(s.component, s.removed) for s in expected.trace]
+    assert max(step.kl_without for step in found.trace) > 50
+    for ours, theirs in zip(found.trace, expected.trace, strict=True):
+        assert ours.kl_without == pytest.approx(theirs.kl_without, rel=1e-5)
+
+
+def test_groups_of_heads_broken_by_a_survivor_and_resumed_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four heads of the last layer are evaluated at once; the third of them stays, and the next group starts there."""
+    model = make_model(n_layers=2, n_heads=10, seed=1)
+    W_O = model.hf.transformer.h[1].attn.c_proj.weight  # (head * d_head, d_model)
+    W_O *= 0.01
+    W_O[8:12] *= 500
+    sets = make_prompts(9, 4, seed=1), make_prompts(100, 4, seed=2)
+    groups: list[int] = []
+
+    def evaluate(self: search._Search, without: list[search._Residual], above: list[Step]) -> list[float]:
+        groups.append(len(without))
+        return search_evaluate(self, without, above)
+
+    search_evaluate = search._Search._evaluate
+    monkeypatch.setattr(search._Search, "_evaluate", evaluate)
+    whole = find_circuit(model, *sets, alpha=0.02)
+    kept = [step.component for step in whole.trace[:10] if not step.removed]
+    assert kept == [Head(1, 2)]
+    assert groups[:4] == [4, 4, 3, 1]  # h0 to h3, h3 to h6, h7 to h9, the MLP
+    assert_same_search(whole, find_circuit_hooked(model, *sets, alpha=0.02))
+    for cut in range(len(whole.trace) + 1):
+        assert find_circuit(model, *sets, alpha=0.02, prior=whole.trace[:cut]) == whole
 
 
 def test_too_little_memory_is_said() -> None:
