@@ -89,18 +89,17 @@ def require_tokenizer(model: LanguageModel) -> Any:
     return model.tokenizer
 
 
-def measure_fitness(dense: CircuitModel, dataset: Dataset) -> Fitness:
-    """How the dense model does on a set."""
-    chance = CHANCE
-    if dataset.choice_ids is not None:
-        right = (dataset.answer_ids >= 0).flatten(1).sum(dim=1)  # (prompt,)
-        chance = float((right / (dataset.choice_ids >= 0).sum(dim=1)).mean())
-    return Fitness(evaluate_dense(dense.answer_logits, dataset), chance)
+def find_chance(dataset: Dataset) -> float:
+    """The share that guessing gets right."""
+    if dataset.choice_ids is None:
+        return CHANCE
+    right = (dataset.answer_ids >= 0).flatten(1).sum(dim=1)  # (prompt,)
+    return float((right / (dataset.choice_ids >= 0).sum(dim=1)).mean())
 
 
 def require_fitness(task: str, model: LanguageModel, dataset: Dataset, *, force: bool) -> tuple[str, ...]:
     """Refuse a task that the dense model fails at, unless forced; returns what there is to say, if anything."""
-    fitness = measure_fitness(model.dense, dataset)
+    fitness = Fitness(evaluate_dense(model.dense.answer_logits, dataset), find_chance(dataset))
     if fitness.verdict == "no" and not force:
         raise InputError(
             f"{model.name} cannot do the task {task}: its accuracy on the selection set is {fitness}; choose another "
@@ -118,6 +117,7 @@ def check_data(
     found = read_task_file(path, tokenizer, seed=seed, sizes=sizes, limits=find_limits(dense))
     data = found.data
     sets = {"patching": data.patching, "selection": data.selection, "test": data.test, **data.ood}
+    accuracy = {name: evaluate_dense(dense.answer_logits, dataset) for name, dataset in sets.items()}
     used = [example for examples in found.examples.values() for example in examples]
     return DataReport(
         path=str(path),
@@ -130,8 +130,8 @@ def check_data(
         lengths=dict(sorted(Counter(len(example.input_ids) for example in used).items())),
         special_tokens=_decode(tokenizer, found.special),
         examples=[_align(tokenizer, example, data.test.length) for example in _pick(found.examples["test"])],
-        accuracy={name: evaluate_dense(dense.answer_logits, dataset) for name, dataset in sets.items()},
-        fitness=measure_fitness(dense, data.selection),
+        accuracy=accuracy,
+        fitness=Fitness(accuracy["selection"], find_chance(data.selection)),
     )
 
 

@@ -188,9 +188,8 @@ def render_data_report(report: DataReport) -> RenderableType:
     table.add_row("answers", ", ".join(f"{kind}: {n}" for kind, n in report.answers.items()))
     special = "|".join(report.special_tokens) or "none"
     table.add_row("put before each prompt", Text(special))
-    most = max(report.lengths.values())
-    for place, (length, n) in enumerate(report.lengths.items()):
-        table.add_row("tokens" if place == 0 else "", f"{length:4}  {'■' * max(1, round(24 * n / most))} {n}")
+    for place, bar in enumerate(_draw_lengths(report.lengths)):
+        table.add_row("tokens" if place == 0 else "", bar)
     sets = Table()
     for column in ("set", "prompts", f"accuracy of {report.model}"):
         sets.add_column(column)
@@ -204,6 +203,18 @@ def render_data_report(report: DataReport) -> RenderableType:
     examples = [Text("how some prompts are read, positions counted from 0:")]
     examples += [line for example in report.examples for line in _render_alignment(example)]
     return Group(table, sets, *examples, Text(f"{verdict}: on the selection set {report.fitness}"))
+
+
+def _draw_lengths(lengths: Mapping[int, int], most_bars: int = 12) -> list[str]:
+    """A histogram, sideways: lengths by one, or by as many as it takes to fit."""
+    first, width = min(lengths), 1 + (max(lengths) - min(lengths)) // most_bars
+    counts: dict[int, int] = {}
+    for length, n in lengths.items():
+        start = first + (length - first) // width * width
+        counts[start] = counts.get(start, 0) + n
+    longest = max(counts.values())
+    names = {start: str(start) if width == 1 else f"{start}-{min(start + width - 1, max(lengths))}" for start in counts}
+    return [f"{names[start]:>9}  {'■' * max(1, round(24 * n / longest))} {n}" for start, n in sorted(counts.items())]
 
 
 def _render_alignment(found: Alignment) -> list[Text]:

@@ -116,7 +116,7 @@ KINDS: dict[str, tuple[list[str], list[str], list[str]]] = {
 PLURAL = {"These shoes"}
 LEADS = [
     "This is my first review.", "Here is what I think.", "I had read a lot about this.", "Just a few words.",
-    "A friend had told me about it.", "We had planned this for a while.",
+    "A friend had told me about it.", "We planned it for weeks.",
 ]  # fmt: skip
 TAILS = (
     ["I would recommend it to anyone.", "Thank you so much!", "Ten out of ten.", "We will be back.", "I am so happy."],
