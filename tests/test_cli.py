@@ -136,7 +136,7 @@ def test_bad_arguments_are_refused(name: str, run: Run, tmp_path: Path, make_che
     ("arguments", "message"),
     [
         ((), "--task is missing"),
-        (("--task", "acronym"), "--out is missing"),
+        (("--task", "acronym"), "--out or --bundle is missing"),
         (("--task", "acronym", "tasks"), "do not go with the command 'tasks'"),
         (("nonsense",), "No such command 'nonsense'"),
     ],
@@ -208,7 +208,7 @@ def test_tasks_lists_each_with_an_example(run: Run) -> None:
 
 
 def test_help_has_an_example_for_each_command(run: Run) -> None:
-    for command in ((), ("tasks",), ("inspect",), ("verify",), ("doctor",)):
+    for command in ((), ("tasks",), ("inspect",), ("verify",), ("run",), ("doctor",)):
         assert "Example" in run.succeeds(*command, "--help")
 
 
