@@ -29,12 +29,12 @@ check-python:
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,test]'
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test]'
 	@touch $@
 
 .venv-optimum/.installed: $(SOURCES) constraints-optimum.txt | check-python
 	$(PYTHON) -m venv .venv-optimum
-	.venv-optimum/bin/python $(PIP_INSTALL) -c constraints-optimum.txt -e '.[cpu,optimum,test]'
+	.venv-optimum/bin/python $(PIP_INSTALL) -c constraints-optimum.txt -e '.[cpu,genai,optimum,test]'
 	@touch $@
 
 demo: .venv/.installed  ## Set up, run the main job on one task, print its result (TASK=, MODEL=)

@@ -146,7 +146,7 @@ def test_bad_arguments_are_refused(name: str, run: Run, tmp_path: Path, make_che
     ("arguments", "message"),
     [
         ((), "--task is missing"),
-        (("--task", "acronym"), "--out is missing"),
+        (("--task", "acronym"), "--out or --bundle is missing"),
         (("--task", "acronym", "tasks"), "do not go with the command 'tasks'"),
         (("nonsense",), "No such command 'nonsense'"),
     ],
@@ -228,7 +228,8 @@ def test_align_is_for_means_by_position(arguments: tuple[str, ...], run: Run, tm
 
 
 def test_help_has_an_example_for_each_command(run: Run) -> None:
-    for command in ((), ("tasks",), ("inspect",), ("verify",), ("doctor",), ("check-data",), ("make-data",)):
+    data = (("check-data",), ("make-data",))
+    for command in ((), ("tasks",), ("inspect",), ("verify",), ("run",), ("doctor",), *data):
         assert "Example" in run.succeeds(*command, "--help")
 
 

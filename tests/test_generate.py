@@ -14,6 +14,7 @@ from exporter.circuit import Circuit, Head
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.generate import Generation, generate_greedy
+from exporter.loading import LanguageModel
 from exporter.onnx_export import export_onnx
 from exporter.rewrite import rewrite_model
 from exporter.runtime import Form, open_session, read_form, read_max_length
@@ -150,3 +151,15 @@ def test_past_that_counts_from_the_last_token_is_refused(tmp_path: Path) -> None
         export_onnx(rewrite(mean="position", align="right"), tmp_path / "m.onnx", form="past")
     export_onnx(rewrite(mean="global", align="right"), tmp_path / "m.onnx", form="past")  # nothing counts from an end
     assert np.isfinite(generate_greedy(open_session(tmp_path / "m.onnx"), [[1]])[0].seconds).all()
+
+
+@pytest.mark.parametrize("form", ["plain", "past"])
+def test_the_bundled_models_every_component_says_what_transformers_says(
+    form: Form, bundled: LanguageModel, tmp_path: Path
+) -> None:
+    prompt = bundled.tokenizer.encode("<|endoftext|>The Maven Zippers Cuff (")
+    expected = bundled.hf.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), max_new_tokens=12, do_sample=False
+    )[0, len(prompt) :].tolist()
+    (found,) = generate(bundled.dense, tmp_path, form, [prompt], max_new_tokens=12, stop_ids=[50256])
+    assert found.token_ids == expected
