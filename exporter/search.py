@@ -245,7 +245,7 @@ class _Search:
         self.n_answers = int(selection.counted.sum())
         self.n_share = -(-len(selection) // ranks.size) * self.n_last  # the same on every rank, as groups must be
         share = ranks.take_share(selection)
-        plan = plan_memory(dense, len(share), share.length, limit)
+        plan = plan_memory(dense, len(share), share.length, limit, n_steps=self.n_last)
         first = self._embed(share, plan.chunk, _count_shared_positions(selection))
         self.residuals = _DenseResiduals(self.layers, first, plan.keep_every)
         self.targets = [
