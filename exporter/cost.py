@@ -168,8 +168,9 @@ def group_by_layer(steps: Sequence[Step]) -> list[list[Step]]:
 def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | None, *, n_steps: int = 1) -> MemoryPlan:
     """Fit a search into `limit` bytes beside the model (default: half of what is free on its device).
 
-    `n_steps` are the answer positions. Keeps the residual before each layer if it can, and else recomputes between every few; takes fewer
-    prompts at once where that is not enough. Raises InputError when one prompt at a time is too much.
+    `n_steps` are the answer positions. Keeps the residual before each layer if it can, and else recomputes
+    between every few; takes fewer prompts at once where that is not enough. Raises InputError when one prompt
+    at a time is too much.
     """
     limit = _find_free(dense.W_U.device) // 2 if limit is None else limit
     d_vocab, d_model = dense.W_U.shape
