@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from exporter.dataset import Dataset
 from exporter.errors import InputError, MissingRuntimeError
+from exporter.hooks import hooked_logits, record_replacements
 from exporter.loading import LanguageModel, load_model
 from exporter.offload import is_offloaded, iterate_parameters, materialised
+from exporter.rewrite import rewrite_model
+from exporter.search import find_circuit
 
 Save = Callable[..., Path]
 IDS = torch.arange(10)[None]
@@ -144,3 +148,20 @@ def test_layers_on_a_gpu_in_memory_and_on_disk(folder: Path) -> None:
                 assert tensor.device.type == "cuda"
                 assert torch.equal(tensor.cpu(), dict(block(plain, layer).named_parameters())[name])
     assert [is_offloaded(block(model, layer)) for layer in range(3)] == [False, True, True]
+
+
+def test_the_search_and_the_rewriting_bring_layers_in_as_they_need_them(folder: Path) -> None:
+    """The same circuit, trace and logits as with the whole model in memory; afterwards the layers are gone again."""
+    plain = load_model(folder)
+    model = load_model(folder, device_map=device_map("disk", "cpu", "disk"))
+    sets = [Dataset(torch.randint(30, (n, 5), generator=torch.Generator().manual_seed(n)), IDS[0, :n]) for n in (8, 9)]
+    options = {"alpha": 4e-7, "ablation": "mean"}
+    found, expected = (find_circuit(m, *sets, **options) for m in (model, plain))
+    assert found == expected
+    assert 0 < len(found.heads) + len(found.mlps) < 9, "some go, some stay"
+    logits, same = (rewrite_model(m, found, sets[0])(sets[1].input_ids) for m in (model, plain))
+    assert torch.equal(logits, same)
+    assert [is_offloaded(block(model, layer)) for layer in range(3)] == [True, False, True]
+    replacements = record_replacements(model, sets[0], ablation="mean", mean="position")
+    hooked = hooked_logits(model, found, replacements, sets[1].input_ids)
+    torch.testing.assert_close(logits, hooked, rtol=1e-4, atol=1e-4)
