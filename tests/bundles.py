@@ -22,7 +22,7 @@ from exporter.runtime import Form
 
 UNEVEN = (Head(0, 1), Head(2, 0), Head(2, 1), Head(2, 3))  # one head, none, three
 EVEN = (Head(0, 1), Head(0, 2), Head(2, 0), Head(2, 3))  # two, none, two; with two groups also of keys and values
-GROUPED = ("llama", "mistral", "qwen2", "qwen3")
+GROUPED = ("llama", "mistral", "qwen2", "qwen3", "starcoder2")
 
 
 def make_tokenizer(*, truncate: int | None = None) -> PreTrainedTokenizerFast:

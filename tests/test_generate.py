@@ -25,7 +25,7 @@ UNEVEN = (Head(0, 1), Head(2, 0), Head(2, 1), Head(2, 3))  # one head, none, thr
 def rewrite(
     family: str = "gpt2", *, heads: Sequence[Head] = UNEVEN, positions: int = 24, **circuit: object
 ) -> CircuitModel:
-    shape = {"num_key_value_heads": 2} if family in ("llama", "mistral", "qwen2", "qwen3") else {}
+    shape = {} if family in ("gpt2", "gpt_neox") else {"num_key_value_heads": 2}
     model = make_model(family, n_layers=3, n_heads=4, positions=positions, **shape)
     settings = {"mlps": (1, 2), "mean": "global"} | circuit
     return rewrite_model(model, Circuit(heads=tuple(heads), **settings), make_prompts(8, 6))
