@@ -62,8 +62,8 @@ bench: .venv/.installed-test  ## Run the benchmarks (BENCH_ARGS="--benchmark-jso
 alphas: .venv/.installed  ## Choose the tasks' default thresholds anew (minutes)
 	.venv/bin/python benchmarks/sweep_alpha.py
 
-results: .venv/.installed  ## Run the main job on every task and write the README's table
-	.venv/bin/python benchmarks/main_job.py
+results: .venv/.installed  ## Run the main job on every task and write the README's table (MODEL=smollm2)
+	.venv/bin/python benchmarks/main_job.py --model $(MODEL)
 
 search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py

@@ -1,11 +1,13 @@
-"""Run the main job on every task and write the README's table: `python benchmarks/main_job.py` (`make results`).
+"""Run the main job on a model's tasks and write the README's tables: `python benchmarks/main_job.py` (`make results`).
 
 The manifests, without their traces, go to benchmarks/results/main_job.json with the machine they were
-taken on; the table between the markers in README.md is generated from that file.
+taken on; the tables between the markers in README.md are generated from that file. `--model smollm2` runs
+the real model's jobs and leaves the bundled one's as they are; tasks may be named.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -14,14 +16,28 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from exporter.tasks import TASKS
+from exporter.tasks import EXAMPLES, TASKS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "main_job.json"
-BEGIN, END = "<!-- results: make results -->", "<!-- end of results -->"
+SETS = ["--patching-prompts", "100", "--selection-prompts", "100", "--test-prompts", "500"]
+JOBS: dict[str, dict[str, list[str]]] = {  # model, task, options
+    "bundled": {task: [] for task in TASKS},
+    "smollm2": {
+        "acronym": SETS,
+        "ioi": SETS,
+        **{name: ["--patching-prompts", "48", "--selection-prompts", "48"] for name in EXAMPLES},
+    },
+}
+CAPTIONS = {
+    "bundled": "Bundled checkpoint, mean ablation by position, 500 held-out prompts",
+    "smollm2": "SmolLM2-135M-Instruct (dequantised from Q4_1), mean ablation by position; acronym and ioi with 100 "
+    "patching, 100 selection and 500 test prompts, the two data files that come along with 48, 48 and the rest",
+}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -41,14 +57,21 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def run_task(task: str, folder: Path) -> dict[str, Any]:
-    """The manifest of one main job on the bundled checkpoint, without its trace, and its wall time."""
+def run_task(model: str, task: str, options: list[str], folder: Path) -> dict[str, Any]:
+    """The manifest of one main job, without its trace, with its wall time and peak memory."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "exporter", "--task", task, "--model", "bundled", "--out", str(folder / "m.onnx")]
-    done = subprocess.run([*command, "--json", "--force"], capture_output=True, text=True, check=True)
-    manifest: dict[str, Any] = json.loads(done.stdout)
+    path = str(resources.files("exporter.tasks") / "examples" / task) if task in EXAMPLES else task
+    command = [sys.executable, "-m", "exporter", "--task", path, "--model", model, "--out", str(folder / "m.onnx")]
+    with (folder / "manifest").open("w+b") as out:
+        process = subprocess.Popen([*command, *options, "--json", "--force"], stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            raise SystemExit(f"{task} on {model} failed: status {status}")
+        out.seek(0)
+        manifest: dict[str, Any] = json.load(out)
     del manifest["circuit"]["trace"]
-    return manifest | {"wall_seconds": round(time.perf_counter() - start, 1)}
+    wall = round(time.perf_counter() - start, 1)
+    return manifest | {"wall_seconds": wall, "peak_rss_gib": round(usage.ru_maxrss / 2**20, 2)}
 
 
 def render_row(task: str, found: dict[str, Any]) -> str:
@@ -69,13 +92,13 @@ def render_row(task: str, found: dict[str, Any]) -> str:
         f"{test['kl']:.3f}",
         f"{one['dense'] * 1e3:.1f} / {one['circuit'] * 1e3:.1f} ms ({one['speedup']:.1f} x)",
         f"{many['dense'] * 1e3:.0f} / {many['circuit'] * 1e3:.0f} ms ({many['speedup']:.1f} x)",
-        f"{found['wall_seconds']:.0f} s",
+        f"{found['wall_seconds']:.0f} s, {found['peak_rss_gib']:.1f} GiB",
     ]
     return "| " + " | ".join(cells) + " |"
 
 
-def render_table(results: dict[str, Any]) -> str:
-    """The Markdown between the markers."""
+def render_table(model: str, results: dict[str, Any]) -> str:
+    """The Markdown between the markers of one model."""
     machine, versions = results["machine"], next(iter(results["tasks"].values()))["versions"]
     head = [
         "task", "alpha", "heads", "MLPs", "parameters", "dense accuracy", "circuit accuracy [95 %]", "unseen",
@@ -86,9 +109,9 @@ def render_table(results: dict[str, Any]) -> str:
         "|" + "---|" * len(head),
         *(render_row(task, found) for task, found in results["tasks"].items()),
         "",
-        f"Bundled checkpoint, mean ablation by position, 500 held-out prompts; latency: medians in ONNX Runtime "
-        f"{versions.get('onnxruntime', '')}, dense / circuit, both exported by us with logits at all positions. "
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {results['date']}.",
+        f"{CAPTIONS[model]}; latency: medians in ONNX Runtime {versions.get('onnxruntime', '')}, dense / circuit, both "
+        f"exported by us with logits at all positions. {machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_gib']} GiB, {results['date']}.",
     ]
     return "\n".join(lines)
 
@@ -96,18 +119,25 @@ def render_table(results: dict[str, Any]) -> str:
 def write_between(path: Path, begin: str, end: str, markdown: str) -> None:
     """Replace what stands between two markers of a Markdown file."""
     before, rest = path.read_text(encoding="utf-8").split(begin)
-    path.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    path.write_text(f"{before}{begin}\n{markdown}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 def main() -> None:
-    """Run all tasks, write the results and the README's table."""
-    with tempfile.TemporaryDirectory() as folder:
-        tasks = {task: run_task(task, Path(folder)) for task in TASKS}
-    results = {"date": datetime.date.today().isoformat(), "machine": describe_machine(), "tasks": tasks}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    write_between(ROOT / "README.md", BEGIN, END, render_table(results))
-    print(render_table(results))
+    """Run a model's tasks, write the results and the README's table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=JOBS, default="bundled")
+    parser.add_argument("tasks", nargs="*")
+    given = parser.parse_args()
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))
+    results = known.setdefault(given.model, {"tasks": {}})
+    for task in given.tasks or JOBS[given.model]:
+        with tempfile.TemporaryDirectory() as folder:
+            results["tasks"][task] = run_task(given.model, task, JOBS[given.model][task], Path(folder))
+        results |= {"date": datetime.date.today().isoformat(), "machine": describe_machine()}
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        table = render_table(given.model, results)
+        write_between(ROOT / "README.md", f"<!-- results of {given.model} -->", "<!-- end of results -->", table)
+    print(table)
 
 
 if __name__ == "__main__":

@@ -52,6 +52,6 @@ def test_search(benchmark: Any, shape: str, survivors: str, prompts: int, hooked
 def test_search_for_a_task(benchmark: Any, task: str) -> None:
     found = benchmark.pedantic(run_case, args=["--task", task], rounds=1)
     benchmark.extra_info |= found
-    manifest = json.loads(MAIN_JOB.read_text(encoding="utf-8"))["tasks"][task]
+    manifest = json.loads(MAIN_JOB.read_text(encoding="utf-8"))["bundled"]["tasks"][task]
     assert found["heads"] == len(manifest["circuit"]["heads"])
     assert found["mlps"] == len(manifest["circuit"]["mlps"])
