@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,7 @@ LLAMA: dict[str, Any] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
     "vocab_size": 40,
+    "hidden_act": "silu",
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -28,16 +28,6 @@ LLAMA: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 16,
 }
-
-
-@pytest.fixture(autouse=True)
-def know_llama(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is checked here does not depend on the adapter."""
-    if "llama" not in FAMILIES:
-        llama = replace(
-            FAMILIES["gpt2"], name="llama", architecture="LlamaForCausalLM", check_config=lambda config: None
-        )
-        monkeypatch.setitem(FAMILIES, "llama", llama)
 
 
 def read(folder: Path, **fields: object) -> object:
