@@ -6,7 +6,6 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from gguf_files import N_TOKENS, make_gpt2, make_llama, read_tensors, write_gguf
 
 from exporter.errors import InputError
-from exporter.families import FAMILIES
 from exporter.loading import load_model
 
 MODELS: dict[str, Callable[[], Any]] = {
@@ -26,16 +24,6 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama": make_llama,
     "llama, wide heads": lambda: make_llama(d_head=12),
 }
-
-
-@pytest.fixture(autouse=True)
-def know_llama(monkeypatch: pytest.MonkeyPatch) -> None:
-    """GGUF's side of Llama does not depend on the adapter."""
-    if "llama" not in FAMILIES:
-        llama = replace(
-            FAMILIES["gpt2"], name="llama", architecture="LlamaForCausalLM", check_config=lambda config: None
-        )
-        monkeypatch.setitem(FAMILIES, "llama", llama)
 
 
 @pytest.mark.parametrize("name", MODELS)
