@@ -29,14 +29,15 @@ JOBS: dict[str, dict[str, list[str]]] = {  # model, task, options
     "bundled": {task: [] for task in TASKS},
     "smollm2": {
         "acronym": SETS,
-        "ioi": SETS,
+        "ioi": [*SETS, "--template", "paper", "--alpha", "0.012"],
         **{name: ["--patching-prompts", "48", "--selection-prompts", "48"] for name in EXAMPLES},
     },
 }
 CAPTIONS = {
     "bundled": "Bundled checkpoint, mean ablation by position, 500 held-out prompts",
-    "smollm2": "SmolLM2-135M-Instruct (dequantised from Q4_1), mean ablation by position; acronym and ioi with 100 "
-    "patching, 100 selection and 500 test prompts, the two data files that come along with 48, 48 and the rest",
+    "smollm2": "SmolLM2-135M-Instruct (dequantised from Q4_1), mean ablation by position; acronym and ioi (the "
+    "paper's template) with 100 patching, 100 selection and 500 test prompts, the two data files that come along with "
+    "48 and 48",
 }
 
 
