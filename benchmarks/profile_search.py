@@ -1,7 +1,7 @@
 """Where the time of a search goes: `python benchmarks/profile_search.py` writes the tables of PROFILE.md.
 
 Timers around the search's own functions, each charged with what no inner one takes: torch.profiler
-costs time at each of the search's hundred thousand small calls, and with shapes it changes the picture.
+costs time at each of tens of thousands of small operations, and with shapes it changes the picture.
 """
 
 from __future__ import annotations
