@@ -201,9 +201,8 @@ class _Shape:
             return {}
         n_kv, d_head = self.kv_heads[0], self.d_head
         heads, width = ("n_head", "n_embd") if "n_head" in data else ("num_attention_heads", "hidden_size")
-        if "num_key_value_heads" not in data:
-            return {heads: n_kv, width: n_kv * d_head}
-        return {"num_key_value_heads": n_kv, width: data[heads] * d_head}
+        grouped = {"num_key_value_heads": n_kv} if "num_key_value_heads" in data else {}
+        return {heads: n_kv, width: n_kv * d_head, **grouped}  # which of the two it reads depends on the family
 
     def generation_config(self) -> dict[str, Any]:
         """Greedy, and no longer than the model knows."""
