@@ -30,7 +30,7 @@ JOBS: dict[str, dict[str, list[str]]] = {  # model, task, options
     "smollm2": {
         "acronym": SETS,
         "ioi": [*SETS, "--template", "paper", "--alpha", "0.012"],
-        **{name: ["--patching-prompts", "48", "--selection-prompts", "48", "--align", "left"] for name in EXAMPLES},
+        **{name: ["--patching-prompts", "48", "--selection-prompts", "48"] for name in EXAMPLES},
     },
 }
 CAPTIONS = {

@@ -70,7 +70,7 @@ def export(
     ] = None,
     align: Annotated[
         Literal["left", "right"] | None,
-        typer.Option(help="Count positions from the first token, or the last. Default: right for uneven prompts."),
+        typer.Option(help="Count positions from the first token, or the last. Default: left."),
     ] = None,
     mlps: Annotated[bool, typer.Option("--mlps/--no-mlps", help="Search MLPs too, or keep all of them.")] = True,
     circuit: Annotated[

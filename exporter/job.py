@@ -35,11 +35,12 @@ SUFFIXES = (".onnx", ".json")
 class Job:
     """What to do. `alpha=None` takes the task's own; a `circuit` file is exported as it is, without a search.
 
-    `task` is a name or a .jsonl or .csv file. `align` is the end that means by position are counted from; None takes
-    right where prompts differ in length. `device` is where the search runs, `dtype` what it computes in; all after
-    it is float32. `resume` goes on from the journal that a killed job left beside `out`. `force` replaces an
-    existing output, and takes a file's task that the model fails at. `bundle` is a folder to write instead of `out`,
-    or beside it. `with_past` keeps keys and values between calls.
+    `task` is a name or a .jsonl or .csv file. `align` is the end that means by position are counted from; None is the
+    first token, whose residual is unlike any other's in many models, so that a mean that mixes it with others'
+    computes badly in float32. `device` is where the search runs, `dtype` what it computes in; all after it is
+    float32. `resume` goes on from the journal that a killed job left beside `out`. `force` replaces an existing
+    output, and takes a file's task that the model fails at. `bundle` is a folder to write instead of `out`, or beside
+    it. `with_past` keeps keys and values between calls.
     """
 
     task: str
@@ -124,7 +125,7 @@ class Plan:
         """The end that means by position are counted from."""
         if self.circuit is not None:
             return self.circuit.align
-        return self.job.align or ("right" if self.padded else "left")
+        return self.job.align or "left"
 
     def summary(self) -> dict[str, Any]:
         """What would be done, as JSON-able data."""

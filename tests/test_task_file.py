@@ -478,7 +478,7 @@ def test_main_job_and_verify_with_a_file(
 
 @pytest.mark.parametrize(
     ("arguments", "align"),
-    [((), "right"), (("--align", "left"), "left"), (("--mean", "global"), "right"), (("--ablation", "zero"), "right")],
+    [((), "left"), (("--align", "right"), "right"), (("--mean", "global"), "left"), (("--ablation", "zero"), "left")],
 )
 def test_main_job_on_prompts_of_several_lengths(
     arguments: tuple[str, ...], align: str, write: Callable[..., str], run: Run, make_checkpoint: Any, tmp_path: Path
