@@ -51,6 +51,7 @@ def make_shape(n_layers: int, n_heads: int, d_model: int, d_mlp: int, d_vocab: i
         W_E=empty(d_vocab, d_model),
         W_pos=empty(1, d_model),
         final_norm=Norm(None, None, eps=1e-5),
+        max_length=1,
         W_U=empty(d_vocab, d_model),
     )
 
