@@ -12,7 +12,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-optimum lint format bench alphas results search-results search-profile wheel-test clean check-python
+.PHONY: help demo test test-optimum lint format bench bench-smoke bench-optimum bench-results alphas results search-results search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -30,6 +30,10 @@ check-python:
 
 .venv/.installed-test: .venv/.installed
 	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test]'
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed-test
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,bench]'
 	@touch $@
 
 .venv-optimum/.installed: $(SOURCES) constraints-optimum.txt | check-python
@@ -56,8 +60,19 @@ format: .venv/.installed-test  ## Let ruff mend what it can
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-bench: .venv/.installed-test  ## Run the benchmarks (BENCH_ARGS="--benchmark-json=out.json")
+bench: .venv/.installed-test  ## Run the benchmarks (BENCH_ARGS="--size smoke --benchmark-json=out.json")
 	.venv/bin/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
+
+bench-smoke: .venv/.installed-test  ## The inference benchmarks on a tiny model, in seconds: that they run
+	.venv/bin/python -m pytest benchmarks/test_inference.py --benchmark-only --size smoke $(BENCH_ARGS)
+
+bench-optimum: .venv-optimum/.installed bench  ## The benchmarks with Optimum's export among the contestants
+
+bench-results: .venv/.installed-bench .venv-optimum/.installed  ## Measure inference anew, write tables, bars and plots
+	mkdir -p build
+	.venv/bin/python -m pytest benchmarks/test_inference.py --benchmark-only --benchmark-json=build/inference.json \
+	  $(BENCH_ARGS)
+	.venv/bin/python benchmarks/inference_results.py build/inference.json
 
 alphas: .venv/.installed  ## Choose the tasks' default thresholds anew (minutes)
 	.venv/bin/python benchmarks/sweep_alpha.py

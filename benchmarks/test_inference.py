@@ -1,67 +1,99 @@
-"""Latency in ONNX Runtime: the dense model against a circuit, by batch. Each run also asserts the answers.
+"""Inference, measured: the machine, each contestant alone and against the others, and each file's footprint.
 
-GPT-2 Small's shape with random weights; the circuit is two heads (7.10, 9.1) and three MLPs (8, 9, 10), given
-by hand; prompts of 11 tokens; all logits. `make bench`; CPU, one thread for each core.
+`make bench`; `BENCH_ARGS="--size smoke"` for seconds. `inference/matrix.py` says what meets what. pytest-benchmark
+times each contestant alone; ratios are from alternating blocks (extra_info), which the machine's changes of pace
+disturb less. Each test also asserts the answers.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from inference.matrix import ALL_THREADS, CONTESTANTS, ON_CUDA, Comparison, Provider
+from inference.roofline import list_precisions
+from inference.runners import UnavailableError, why_no_cuda
+from inference.workbench import Workbench
 
-from exporter.circuit import Circuit, Head
-from exporter.circuit_model import CircuitModel
-from exporter.dataset import Dataset
-from exporter.families import FAMILIES
-from exporter.onnx_export import export_onnx
-from exporter.rewrite import rewrite_model
-from exporter.runtime import open_session, run_logits
-
-LENGTH, MOST = 11, 32
-CIRCUIT = Circuit(heads=(Head(7, 10), Head(9, 1)), mlps=(8, 9, 10))
+SMALL_PRODUCTS = {"rows": (32,), "matrices": ((64, 64),)}
 
 
-@pytest.fixture(scope="module")
-def prompts() -> torch.Tensor:
-    return torch.randint(50257, (MOST, LENGTH), generator=torch.Generator().manual_seed(0))
+def find_threads(workbench: Workbench, where: str) -> int:
+    """The threads that a ceiling is measured with; skips where there is no CUDA."""
+    if where == "cuda" and (reason := why_no_cuda()):
+        pytest.skip(reason)
+    return {"all-threads": workbench.threads(ALL_THREADS), "one-thread": 1, "cuda": ON_CUDA}[where]
 
 
-@pytest.fixture(scope="module")
-def contestants(prompts: torch.Tensor) -> dict[str, CircuitModel]:
-    torch.manual_seed(0)
-    dense = FAMILIES["gpt2"].build_dense(GPT2LMHeadModel(GPT2Config()).requires_grad_(False))
-    patching = Dataset(prompts, prompts[:, 0].contiguous())
-    return {"dense": dense, "circuit": rewrite_model(dense, CIRCUIT, patching)}
+@pytest.mark.parametrize("where", ["all-threads", "one-thread", "cuda"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "bf16", "fp16"])
+def test_gemm(benchmark: Any, workbench: Workbench, precision: str, where: str, smoke: bool) -> None:
+    threads = find_threads(workbench, where)
+    if where != "cuda" and precision not in list_precisions():
+        pytest.skip(f"this processor has no instructions for {precision}")
+    if where == "cuda" and precision == "int8":
+        pytest.skip("int8 is for the CPU")
+    rate = workbench.gemm_rate(precision, threads, **(SMALL_PRODUCTS if smoke else {}))
+    benchmark.pedantic(rate.call, rounds=20, warmup_rounds=3)
+    benchmark.extra_info |= {"kind": "gemm", "threads": threads} | rate.describe()
 
 
-@pytest.mark.parametrize("batch", [1, 32])
-@pytest.mark.parametrize("contestant", ["dense", "circuit"])
-def test_latency(
-    benchmark: Any,
-    contestant: str,
-    batch: int,
-    contestants: dict[str, CircuitModel],
-    prompts: torch.Tensor,
-    tmp_path: Path,
-) -> None:
-    model, ids = contestants[contestant], prompts[:batch]
-    description = export_onnx(model, tmp_path / "m.onnx")
-    threads = len(os.sched_getaffinity(0))
-    session = open_session(tmp_path / "m.onnx", threads=threads)
-    logits = benchmark.pedantic(run_logits, (session, ids.numpy()), rounds=15, warmup_rounds=3)
-    np.testing.assert_allclose(logits, model(ids), rtol=1e-3, atol=1e-4)
-    times = sorted(benchmark.stats.stats.data)
+@pytest.mark.parametrize("where", ["all-threads", "one-thread", "cuda"])
+def test_bandwidth(benchmark: Any, workbench: Workbench, where: str, smoke: bool) -> None:
+    threads = find_threads(workbench, where)
+    sizes = {"sizes": (2**20, 2**22)} if smoke else {}
+    found = benchmark.pedantic(workbench.read_bandwidth, (threads,), sizes, rounds=1)
+    assert all(rate > 0 for rate in found.values())
     benchmark.extra_info |= {
+        "kind": "bandwidth",
         "threads": threads,
-        "nodes": description.nodes,
-        "bytes": (tmp_path / "m.onnx").stat().st_size,
-        "parameters": model.count_parameters(),
-        "p50_ms": round(1e3 * float(np.quantile(times, 0.5)), 3),
-        "p95_ms": round(1e3 * float(np.quantile(times, 0.95)), 3),
+        "gb_per_s": {str(size): round(rate / 1e9, 2) for size, rate in found.items()},
     }
+
+
+def test_latency(benchmark: Any, workbench: Workbench, comparison: Comparison, contestant: str) -> None:
+    case, who = workbench.case(comparison.case), CONTESTANTS[comparison.provider][contestant]
+    if comparison.provider == "cuda" and (reason := why_no_cuda()):
+        pytest.skip(reason)
+    race = workbench.compete(comparison)
+    if isinstance(error := race.absent.get(contestant), UnavailableError):
+        pytest.skip(str(error))
+    if error is not None:
+        raise error
+    figures, call, runner = race.figures[contestant], race.calls[contestant], race.runners[contestant]
+    rounds = max(3, min(30, round(500 / figures["p50_ms"])))
+    result = benchmark.pedantic(call, rounds=rounds, warmup_rounds=1)
+    answers = workbench.check(case, who, runner.last_logits(result))
+    benchmark.extra_info |= {
+        "kind": "latency",
+        "case": case.name,
+        "contestant": contestant,
+        "batch": comparison.batch,
+        "threads": ON_CUDA if comparison.provider == "cuda" else workbench.threads(comparison.threads),
+        "provider": comparison.provider,
+        "others_share": race.others,
+        "describes": case.describe(),
+    }
+    if comparison.provider == "cuda" and not who.in_onnx:
+        figures = figures | {"torch_max_memory_bytes": torch.cuda.max_memory_allocated()}
+    benchmark.extra_info |= answers | figures
+    if not answers["near"]:
+        pytest.xfail(f"{who.precision} loses the answers of {case.name}: {answers['agreement']:.0%} are the same")
+
+
+def test_footprint(benchmark: Any, workbench: Workbench, filed: tuple[str, str, Provider], largest: int) -> None:
+    name, contestant, provider = filed
+    if provider == "cuda" and (reason := why_no_cuda()):
+        pytest.skip(reason)
+    case, who = workbench.case(name), CONTESTANTS[provider][contestant]
+    try:
+        path = workbench.file(case, who)
+    except UnavailableError as error:
+        pytest.skip(str(error))
+    assert path is not None
+    found = benchmark.pedantic(
+        workbench.measure_footprint, (case, who), {"batch": largest, "provider": provider}, rounds=1
+    )
+    assert found["peak_bytes_many"] >= found["peak_bytes_one"] > 0
+    benchmark.extra_info |= {"kind": "footprint", "case": name, "contestant": contestant, "provider": provider} | found

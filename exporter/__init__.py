@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from exporter.dataset import Dataset
     from exporter.errors import ExportCircuitError
     from exporter.evaluate import evaluate_circuit
+    from exporter.graph_options import GraphOptions
     from exporter.job import Job
     from exporter.loading import LanguageModel, load_model
     from exporter.manifest import Manifest
@@ -33,6 +34,7 @@ _HOME = {
     "Dataset": "dataset",
     "Decision": "circuit",
     "ExportCircuitError": "errors",
+    "GraphOptions": "graph_options",
     "Head": "circuit",
     "Job": "job",
     "LanguageModel": "loading",
@@ -55,6 +57,7 @@ __all__ = [
     "Dataset",
     "Decision",
     "ExportCircuitError",
+    "GraphOptions",
     "Head",
     "Job",
     "LanguageModel",

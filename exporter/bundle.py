@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +22,13 @@ from exporter.card import render_card
 from exporter.errors import InputError
 from exporter.files import OutputSet
 from exporter.folders import OutputFolder
+from exporter.graph_options import Form
 from exporter.loading import LanguageModel
 from exporter.manifest import Manifest, hash_file
 from exporter.onnx_export import read_metadata
 from exporter.prompting import CONFIG, GENERATION, MODEL, RUNNER, TOKENIZER
 from exporter.runner import render_runner
-from exporter.runtime import MAX_LENGTH_KEY, Form
+from exporter.runtime import IN_VOCABULARY, MAX_LENGTH_KEY, name_form
 
 MANIFEST, CARD, GENAI = "model.json", "README.md", "genai_config.json"
 _TOKENIZER_EXTRAS = ("tokenizer_config.json", "chat_template.jinja")
@@ -69,17 +70,33 @@ class Outputs:
         return complete if self.files is None else manifest
 
     def commit(self) -> None:
-        """Put everything in place."""
+        """Put everything in place, and remove what of an older set has no place in this one."""
+        stale = [] if self.files is None else self._find_stale(self.files)
         for written in (self.folder, self.files):
             if written is not None:
                 written.commit()
+        for path in stale:
+            path.unlink(missing_ok=True)
+
+    def _find_stale(self, files: OutputSet) -> list[Path]:
+        """Weights beside the graph that the old manifest names, where the new graph holds its own."""
+        target = files.target(".onnx.data")
+        if ".onnx.data" in files.suffixes or not target.is_file():
+            return []
+        try:
+            known = Manifest.load(files.target(".json")).files
+        except InputError:
+            return []
+        return [target] if target.name in known else []
 
 
 @contextmanager
-def open_outputs(out: Path | None, bundle: Path | None, *, force: bool) -> Iterator[Outputs]:
+def open_outputs(
+    out: Path | None, bundle: Path | None, *, suffixes: Sequence[str] = (".onnx", ".json"), force: bool
+) -> Iterator[Outputs]:
     """Reserve both; what was there before stays until `commit`. Raises InputError when one cannot be written."""
     with ExitStack() as stack:
-        files = None if out is None else stack.enter_context(OutputSet(out, force=force))
+        files = None if out is None else stack.enter_context(OutputSet(out, suffixes=suffixes, force=force))
         folder = None
         if bundle is not None:
             folder = stack.enter_context(OutputFolder(bundle, is_replaceable=is_bundle, force=force))
@@ -96,7 +113,7 @@ def write_bundle(folder: Path, manifest: Manifest, model: LanguageModel, *, exam
     write_tokenizer(model, folder)
     for name, data in ((CONFIG, shape.config()), (GENERATION, shape.generation_config())):
         _write_json(folder / name, data)
-    if shape.form == "past":
+    if shape.form == "past" and manifest.export.logits != "answers":
         _write_json(folder / GENAI, shape.genai_config())
     runner = render_runner(
         shape.form,
@@ -104,6 +121,8 @@ def write_bundle(folder: Path, manifest: Manifest, model: LanguageModel, *, exam
         stop_ids=shape.stop_ids,
         pinned=shape.pinned,
         keeps_past=bool(shape.kv_heads),
+        answers="answer_token_ids" in manifest.onnx.outputs,
+        vocabulary=IN_VOCABULARY in manifest.onnx.outputs,
     )
     (folder / RUNNER).write_text(runner, encoding="utf-8")
     card = render_card(manifest, shape.form, kv_heads=shape.kv_heads, max_length=shape.max_length, example=example)
@@ -147,9 +166,7 @@ class _Shape:
 
     @property
     def form(self) -> Form:
-        if "attention_mask" not in self.inputs:
-            return "plain"
-        return "masked" if self.inputs["attention_mask"] == self.inputs["input_ids"] else "past"
+        return name_form(self.inputs)
 
     @property
     def pinned(self) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 from string import Template
 
 from exporter.evaluate import Accuracy, Evaluation
-from exporter.manifest import Manifest
-from exporter.runtime import Form
+from exporter.graph_options import Form
+from exporter.manifest import ExportInfo, Manifest
 
 _LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2": "apache-2.0"}
 _CARD = Template("""\
@@ -37,7 +37,8 @@ and not a language model for other text.
 $figures
 
 Parameters without embeddings: $parameters of $dense_parameters ($reduction). Hooked model, rewritten model and
-this ONNX file give the same logits on $exact_prompts held-out prompts, to $exactness (allowed: $limit).
+$this_file give the same logits on $exact_prompts held-out prompts, to $exactness (allowed: $limit).
+$export
 $latency
 ## Run it
     python run.py $quoted
@@ -85,8 +86,12 @@ def render_card(manifest: Manifest, form: Form, *, kv_heads: Sequence[int], max_
             for found in manifest.latency
         ),
         length=_say_length(max_length, pinned=pinned),
-        optimum=_say_optimum(form, kv_heads, pinned=pinned),
-        genai="\nonnxruntime-genai reads this folder (`genai_config.json`).\n" if form == "past" else "",
+        export=_say_export(manifest.export),
+        this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
+        optimum="" if manifest.export.logits == "answers" else _say_optimum(form, kv_heads, pinned=pinned),
+        genai="\nonnxruntime-genai reads this folder (`genai_config.json`).\n"
+        if form == "past" and manifest.export.logits != "answers"
+        else "",
         revision="" if model.revision is None else f", revision `{model.revision}`",
         sha256=model.sha256,
         task_parameters=json.dumps(manifest.task.parameters),
@@ -118,6 +123,28 @@ def _say_length(max_length: int, *, pinned: bool) -> str:
     if pinned:
         return f"Prompts have exactly {max_length} tokens, and one token follows."
     return f"Prompt and text together have at most {max_length} tokens."
+
+
+def _say_export(export: ExportInfo) -> str:
+    """What the file leaves out, and how it answers."""
+    where = {"all": "at every position", "last": "at the last position", "answers": "at the last position"}
+    logits = f"Logits are given {where[export.logits]}"
+    if export.logits == "answers":
+        logits += f", for {len(export.answer_ids)} answers, whose tokens are the output `answer_token_ids`"
+    parts = [logits + "."]
+    if export.vocabulary is not None:
+        parts.append(
+            f"It knows {export.vocabulary:,} tokens; for a prompt with another one its output `in_vocabulary` is "
+            "false, and the logits mean nothing."
+        )
+    served = export.served
+    parts.append(
+        f"In {export.precision} the file itself is right on {served.accuracy.accuracy:.1%} of {served.n} held-out "
+        f"prompts and answers like the circuit in fp32 on {served.agreement:.1%}."
+    )
+    if export.batch_dependent:
+        parts.append("A prompt's logits depend slightly on the others in its batch (one scale for all activations).")
+    return " ".join(parts)
 
 
 def _say_optimum(form: Form, kv_heads: Sequence[int], *, pinned: bool) -> str:

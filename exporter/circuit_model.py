@@ -143,6 +143,24 @@ class CircuitModel(nn.Module):
             x = step.load()(x, at)
         return self.unembed(x)
 
+    @torch.inference_mode()
+    def keys_values(self, input_ids: Sequence[int], *, length: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """What each layer's attention reads of the first tokens of prompts of `length`: keys and values.
+
+        Both are (kv_head, token, d_head), by layer.
+        """
+        at = self.place(torch.zeros(1, length, dtype=torch.int64)).split_opening(len(input_ids)).opening
+        assert at is not None
+        x = self.embed(torch.tensor([list(input_ids)]), at)  # (1, token, d_model)
+        found = {}
+        for step in self.steps:
+            for sublayer in step.sublayers:
+                if isinstance(sublayer, Attention):
+                    k, v = sublayer.keys_values(sublayer.norm(x), at)  # (1, kv_head, token, d_head)
+                    found[sublayer.layer] = k[0], v[0]
+            x = step(x, at)
+        return found
+
     def count_parameters(self) -> int:
         """Non-embedding parameters: all but W_E, W_pos, W_U and the constants (DESIGN section 4)."""
         counted = [*self.sublayers(), self.final_norm]

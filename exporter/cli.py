@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from exporter import cli_data, cli_run
+from exporter import cli_bench, cli_data, cli_run
 from exporter.errors import UsageError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command("check-data")(cli_data.check_data)
 app.command("make-data")(cli_data.make_data)
 app.command("run")(cli_run.run)
+app.command("bench")(cli_bench.bench)
 
 AblationChoice = Literal["mean", "zero"]
 MeanChoice = Literal["position", "global"]
@@ -82,6 +83,28 @@ def export(
     letters: Annotated[int | None, typer.Option(help="Of the task acronym: how many to predict, 1 or 3.")] = None,
     with_past: Annotated[
         bool, typer.Option("--with-past", help="Keep keys and values between calls, for generating token by token.")
+    ] = False,
+    logits: Annotated[
+        Literal["all", "last", "answers"],
+        typer.Option(help="Give logits at all positions, at the last one, or there for the task's answers alone."),
+    ] = "last",
+    vocab: Annotated[
+        Literal["full", "task"],
+        typer.Option(help="Keep all embeddings, or those of the task's tokens; the file tells of prompts with others."),
+    ] = "full",
+    precision: Annotated[
+        Literal["fp32", "int8", "fp16", "bf16"],
+        typer.Option(help="Numbers of the file: int8 for CPUs, fp16 or bf16 for CUDA; gated on the test set."),
+    ] = "fp32",
+    int8_scales: Annotated[
+        Literal["tensor", "token"],
+        typer.Option(help="In int8: a scale for the whole batch, or for each token, so that prompts do not meet."),
+    ] = "tensor",
+    target: Annotated[
+        Literal["portable", "ort"], typer.Option(help="Standard operators, or ONNX Runtime's own where they win.")
+    ] = "portable",
+    external_data: Annotated[
+        bool, typer.Option("--external-data", help="Write the weights into a file of their own, to be memory-mapped.")
     ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the task's sets.")] = 0,
     patching_prompts: Annotated[int, typer.Option(min=1, help="Prompts that the means are taken on.")] = 250,
@@ -146,6 +169,12 @@ def export(
         force=force,
         bundle=bundle,
         with_past=with_past,
+        logits=logits,
+        vocab=vocab,
+        target=target,
+        precision=precision,
+        scales=int8_scales,
+        external_data=external_data,
     )
     if dry_run:
         _print_plan(job, quiet=quiet, as_json=as_json)

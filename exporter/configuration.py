@@ -96,7 +96,7 @@ def check_family(model_type: object, architectures: object, path: Path) -> None:
     known = ", ".join(f"{name} ({family.architecture})" for name, family in FAMILIES.items())
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{path}: unknown model_type {model_type!r}; known: {known}")
-    if architectures and FAMILIES[model_type].architecture not in list(architectures):  # type: ignore[call-overload]
+    if architectures and FAMILIES[model_type].architecture not in list(architectures):  # type: ignore[call-overload]  # a list by now
         raise InputError(f"{path}: architecture {architectures} is no language model that is known; known: {known}")
 
 

@@ -10,14 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
-from exporter.circuit import Circuit, Decision, Head
-from exporter.evaluate import Accuracy
-from exporter.inspection import Inspection
-from exporter.manifest import Manifest, ModelInfo
+from exporter.circuit import Head
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch is not needed to draw a table
+    from exporter.circuit import Circuit, Decision
     from exporter.data_check import Alignment, DataReport
     from exporter.doctor import Check
+    from exporter.evaluate import Accuracy
+    from exporter.inspection import Inspection
+    from exporter.manifest import Manifest, ModelInfo
 
 STAGES = {
     "load": "loading the model and the task",
@@ -88,6 +89,10 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
     table.add_row("held-out accuracy", _accuracy(test.dense), _accuracy(test.circuit), f"n = {test.n}")
     for name, found in manifest.ood.items():
         table.add_row(f"  unseen {name}", _accuracy(found.dense), _accuracy(found.circuit), f"n = {found.n}")
+    if manifest.export.precision != "fp32" or manifest.export.logits == "answers":
+        served = manifest.export.served
+        name = f"  the file: {manifest.export.precision}, {manifest.export.logits}"
+        table.add_row(name, "", _accuracy(served.accuracy), f"as in fp32 on {served.agreement:.1%}")
     table.add_row("KL(dense || circuit)", "", f"{test.kl:.3f}", f"top-1 agreement {test.agreement:.1%}")
     heads, mlps = model.n_layers * model.n_heads, model.n_layers
     table.add_row("heads", str(heads), str(len(circuit.heads)), f"{len(circuit.heads) / heads - 1:+.1%}")

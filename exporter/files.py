@@ -300,6 +300,6 @@ def _input_error(out: Path, error: OSError) -> InputError:
     if error.errno in _NO_SPACE:
         return InputError(f"no space left to write {out}; free some, or write elsewhere")
     with suppress(TypeError):  # an OSError without a number
-        reason = os.strerror(error.errno)  # type: ignore[arg-type]
+        reason = os.strerror(error.errno)  # type: ignore[arg-type]  # errno is set here
         return InputError(f"cannot write {out}: {reason}; write elsewhere, or mend the folder {str(out.parent)!r}")
     return InputError(f"cannot write {out}: {error}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from exporter.errors import InputError
-from exporter.runtime import Arrays, read_form, read_max_length, read_vocab_size, run_step
+from exporter.runtime import Arrays, read_answer_ids, read_form, read_max_length, read_vocab_size, run_step
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -76,7 +76,7 @@ def _decode(
 ) -> list[Generation]:
     """Decode together. A prompt that has ended leaves the batch, so that each gets what it would get alone."""
     results = [Generation() for _ in prompts]
-    longest = read_max_length(session) or np.inf
+    longest, answer_ids = read_max_length(session) or np.inf, read_answer_ids(session)
     ids, mask = _pad_left(prompts)  # (batch, pos)
     left = np.arange(len(prompts))  # which prompts go on
     past: Arrays = {}
@@ -84,6 +84,7 @@ def _decode(
         start = time.perf_counter()
         logits, past = run_step(session, ids[:, -1:] if past else ids, mask, past)
         tokens = logits[:, -1].argmax(-1)  # (batch,)
+        tokens = tokens if answer_ids is None else answer_ids[tokens]
         seconds = time.perf_counter() - start
         go_on = np.zeros(len(left), bool)
         for row, token in enumerate(tokens.tolist()):

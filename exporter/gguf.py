@@ -217,7 +217,7 @@ def _load_config(header: GgufHeader, path: Path) -> PreTrainedConfig:
     else:
         config.head_dim = header.get("attention.key_length", _default_d_head(header))
     check_config(config, path)
-    return config  # type: ignore[no-any-return]
+    return config  # type: ignore[no-any-return]  # transformers does not say
 
 
 def _check_tensors(header: GgufHeader, config: Any, path: Path) -> None:
@@ -270,7 +270,7 @@ def _load_model(config: Any, path: Path, dtype: torch.dtype) -> PreTrainedModel:
     for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer"), (model, "is_quantized")):
         if hasattr(owner, name):
             delattr(owner, name)
-    return model  # type: ignore[no-any-return]
+    return model  # type: ignore[no-any-return]  # transformers does not say
 
 
 def _dequantise() -> dict[str, Any]:

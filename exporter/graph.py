@@ -8,347 +8,287 @@ A graph has one of three forms. *Plain*: prompts of one length, input_ids alone.
 the left, with their attention_mask. *With past*: masked, and each attention reads the keys and values of
 earlier calls and gives out its own, `past_key_values.N.key` to `present.N.key`, N counting the attention
 sublayers that are left.
+
+Where only the last position's logits are wanted, the residual is (batch, pos, d_model) up to the last
+sublayer that attends, and (batch, d_model), the last position, from there on.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir import tape
 from torch import Tensor
 
 from exporter.circuit_model import CircuitModel
-from exporter.positions import Rotary
-from exporter.runtime import Form
-from exporter.sublayers import MLP, Attention, Norm
+from exporter.graph_inputs import InputAuthor
+from exporter.graph_nodes import make_value
+from exporter.graph_options import GraphOptions
+from exporter.slicing import add_constants
+from exporter.sublayers import MLP, Attention, Norm, Step
 
 OPSET = 20
 
 
-class GraphAuthor:
+class GraphAuthor(InputAuthor):
     """Emits the nodes of one folded model, in order. Names say which sublayer a node belongs to."""
 
-    def __init__(self, model: CircuitModel, form: Form) -> None:
-        self.model = model
-        self.form = form
-        self.fixed = model.length if form == "plain" else None  # the sequence length, where it is known
-        self.tape = tape.Tape()
-        self.constants: dict[str, ir.Value] = {}
-        self.known: dict[str, ir.Value] = {}  # what several sublayers read
-        self.pos: str | int = self.fixed or "sequence"
-        self.input_ids = _value("input_ids", ir.DataType.INT64, ["batch", self.pos])
-        self.inputs = [self.input_ids]
-        if form != "plain":
-            total = "sequence" if form == "masked" else "total_sequence"
-            self.attention_mask = _value("attention_mask", ir.DataType.INT64, ["batch", total])
-            self.inputs.append(self.attention_mask)
-        self.outputs: list[ir.Value] = []
+    def __init__(self, model: CircuitModel, options: GraphOptions) -> None:
+        super().__init__(model, options)
+        self.d_model = model.W_E.shape[1]
+        attending = [index for index, step in enumerate(model.steps) if step.attends]
+        self.trim_at = len(model.steps) if options.logits == "all" else max(attending, default=-1)
+        self.presents: list[ir.Value] = []
+        self.opening = model.keys_values(options.opening, length=self.length) if self.length and self.start else {}
 
     def author(self) -> ir.Graph:
         """The whole graph."""
-        model = self.model
-        W_E = self.weight("W_E", model.W_E)
-        x = self.op("Gather", W_E, self.input_ids, name="embed")  # (batch, pos, d_model)
-        if model.W_pos is not None:
-            x = self.op("Add", x, self.rows("W_pos", model.W_pos, align="left"), name="embed.positions")
-        for index, step in enumerate(model.steps):
-            out = x
-            if step.constant is not None:
-                name = f"step{index}.constant"
-                by_position = step.constant.ndim == 2
-                constant = (
-                    self.rows(name, step.constant, align=model.align)
-                    if by_position
-                    else self.weight(name, step.constant)
-                )
-                out = self.op("Add", out, constant, name=f"step{index}.add")
-            for sublayer in step.sublayers:
-                added = self.attention(sublayer, x) if isinstance(sublayer, Attention) else self.mlp(sublayer, x)
-                out = self.op("Add", out, added, name=f"{_name(sublayer)}.residual")
-            x = out
-        logits = self.unembed(x, W_E if model.tied else self.weight("W_U", model.W_U))
+        x = self.embed_tokens()
+        for index, step in enumerate(self.model.steps):
+            x = self.step(index, step, x)
+        logits = self.unembed(x)
+        answers = [self.answer_ids()] if self.options.logits == "answers" else []
         return ir.Graph(
             self.inputs,
-            [logits, *self.outputs],
+            [logits, *self.presents, *answers, *self.outputs],
             nodes=self.tape.nodes,
             initializers=self.tape.initializers,
-            opset_imports={"": OPSET},
+            opset_imports={"": OPSET, **({"com.microsoft": 1} if self.options.target == "ort" else {})},
             name="circuit",
         )
 
-    # --- positions
+    def is_trimmed(self, index: int) -> bool:
+        """Whether the residual after this step is that of the last position alone."""
+        return index >= self.trim_at
 
-    def n_pos(self) -> ir.Value:
-        """How many tokens input_ids has: (1,)."""
-        return self.once("pos", lambda: self.op("Shape", self.input_ids, name="pos", start=1, end=2))
+    # --- tokens in
 
-    def position_ids(self) -> ir.Value:
-        """Each token's position: (1, pos), or (batch, pos) where there is a mask."""
-
-        def make() -> ir.Value:
-            if self.form == "plain":
-                pos = self.op("Squeeze", self.n_pos(), name="position.count")  # ()
-                along = self.op("Range", self.scalar(0), pos, self.scalar(1), name="position.range")
-                return self.op("Unsqueeze", along, self.integers(0), name="position.ids")  # (1, pos)
-            count = self.op("CumSum", self.attention_mask, self.scalar(1), name="position.count")
-            ids = self.op("Sub", count, self.scalar(1), name="position.from_zero")
-            ids = self.op("Max", ids, self.scalar(0), name="position.ids")  # (batch, total)
-            return ids if self.form == "masked" else self.last_rows(ids, "position.own", axis=1)
-
-        return self.once("position_ids", make)
-
-    def last_rows(self, x: ir.Value, name: str, *, axis: int) -> ir.Value:
-        """The last rows of x, as many as there are tokens."""
-        start = self.once("pos.negative", lambda: self.op("Neg", self.n_pos(), name="pos.negative"))
-        return self.op("Slice", x, start, self.integers(2**62), self.integers(axis), name=name)
-
-    def rows(self, name: str, table: Tensor, *, align: str) -> ir.Value:
-        """A table's rows, (pos, d_model), for these tokens."""
-        value = self.weight(name, table)
-        if self.fixed is not None:
-            return value
-        if align == "right":
-            return self.last_rows(value, f"{name}.rows", axis=0)
-        if self.form == "plain":
-            return self.op("Slice", value, self.integers(0), self.n_pos(), self.integers(0), name=f"{name}.rows")
-        return self.op("Gather", value, self.position_ids(), name=f"{name}.rows")  # (batch, pos, d_model)
-
-    def mask(self) -> ir.Value | None:
-        """What hides positions, added to the scores; None where there is nothing to hide."""
-        if self.fixed == 1:
-            return None
-        if self.fixed is not None:
-            return self.constant("mask", np.triu(np.full((self.fixed, self.fixed), -np.inf, np.float32), 1))
-        return self.once("mask", self.free_mask)
-
-    def free_mask(self) -> ir.Value:
-        """The mask of whatever comes in: (pos, total), or (batch, 1, pos, total) where there is padding."""
-        pos = self.op("Squeeze", self.n_pos(), name="mask.pos")  # ()
-        if self.form == "past":
-            total = self.op("Shape", self.attention_mask, name="mask.total_1", start=1, end=2)
-            total = self.op("Squeeze", total, name="mask.total")
-            first = self.op("Sub", total, pos, name="mask.first")
-        else:
-            total, first = pos, self.scalar(0)
-        key = self.op("Range", self.scalar(0), total, self.scalar(1), name="mask.key")  # (total,)
-        query = self.op("Range", first, total, self.scalar(1), name="mask.query_1")
-        query = self.op("Unsqueeze", query, self.integers(1), name="mask.query")  # (pos, 1)
-        seen = self.op("GreaterOrEqual", query, key, name="mask.seen")  # (pos, total)
-        if self.form != "plain":
-            real = self.op("Cast", self.attention_mask, name="mask.real_1", to=ir.DataType.BOOL)
-            real = self.op("Unsqueeze", real, self.integers(1, 2), name="mask.real")  # (batch, 1, 1, total)
-            seen = self.op("And", seen, real, name="mask.seen_real")
-            # padding sees itself, or softmax would have nothing to weigh
-            seen = self.op("Or", seen, self.op("Equal", query, key, name="mask.self"), name="mask.seen_any")
-        shown, hidden = (self.constant(f"mask.{v}", np.array(v, np.float32)) for v in (0.0, -np.inf))
-        return self.op("Where", seen, shown, hidden, name="mask")
-
-    def rotate(self, x: ir.Value, rotary: Rotary, d_head: int, name: str) -> ir.Value:
-        """Rotary embedding of (batch, head, pos, d_head): x cos + (x R) sin, R turning each pair by 90 degrees."""
-        half = len(rotary.inv_freq)
-        quarter_turn = np.zeros((d_head, d_head), np.float32)
-        quarter_turn[range(half, 2 * half), range(half)] = -1
-        quarter_turn[range(half), range(half, 2 * half)] = 1
-        turned = self.op("MatMul", x, self.constant(f"rotary.turn{d_head}", quarter_turn), name=f"{name}.turned")
-        cos, sin = self.cos_sin(rotary, d_head)
-        turned = self.op("Mul", turned, sin, name=f"{name}.sin")
-        return self.op("Add", self.op("Mul", x, cos, name=f"{name}.cos"), turned, name=f"{name}.rotated")
-
-    def cos_sin(self, rotary: Rotary, d_head: int) -> tuple[ir.Value, ir.Value]:
-        """Cosine and sine for all dimensions of a head; those that are not turned have 1 and 0."""
-        rest = d_head - 2 * len(rotary.inv_freq)
-        if self.fixed is not None:
-            cos, sin = (part[0, 0] for part in rotary(torch.arange(self.fixed)[None]))  # (pos, n_rotary)
-            tables = (
-                torch.cat([cos, cos.new_ones(self.fixed, rest)], 1),
-                torch.cat([sin, sin.new_zeros(self.fixed, rest)], 1),
-            )
-            return self.weight("rotary.cos", tables[0]), self.weight("rotary.sin", tables[1])
-
-        def make(function: str) -> ir.Value:
-            inv_freq = torch.cat([rotary.inv_freq.float(), rotary.inv_freq.float(), torch.zeros(rest)])
-
-            def turn() -> ir.Value:
-                ids = self.op("Cast", self.position_ids(), name="rotary.float", to=ir.DataType.FLOAT)
-                ids = self.op("Unsqueeze", ids, self.integers(1, 3), name="rotary.ids")  # (batch or 1, 1, pos, 1)
-                return self.op("Mul", ids, self.weight("rotary.inv_freq", inv_freq), name="rotary.angles")
-
-            value = self.op(function, self.once("rotary.angles", turn), name=f"rotary.{function.lower()}")
-            if rotary.scale == 1.0:
-                return value
-            scale = torch.cat([torch.full((d_head - rest,), rotary.scale), torch.ones(rest)])
-            return self.op("Mul", value, self.weight("rotary.scale", scale), name=f"rotary.{function.lower()}.scaled")
-
-        return self.once("rotary.cos", lambda: make("Cos")), self.once("rotary.sin", lambda: make("Sin"))
+    def embed_tokens(self) -> ir.Value:
+        """The residual before the first step: (batch, pos, d_model), or (batch, d_model) where nothing attends."""
+        ids = self.input_ids if self.options.vocabulary is None else self.known_ids()
+        trimmed = self.is_trimmed(-1)
+        if trimmed:
+            ids = self.take_last(ids, axis=1)  # (batch,)
+        elif self.start:
+            ids = self.from_start(ids)
+        known = self.options.vocabulary
+        W_E = self.model.W_E if known is None else self.model.W_E[list(known)]
+        x = self.embed(W_E, ids, "W_E")
+        if self.model.W_pos is None:
+            return x
+        rows = self.last_row if trimmed else self.rows
+        found = rows("W_pos", self.model.W_pos, align="left")
+        return self.op("Add", x, found if isinstance(found, ir.Value) else self.weight("W_pos.last", found), name="x0")
 
     # --- sublayers
 
-    def attention(self, attention: Attention, x: ir.Value) -> ir.Value:
-        """What the heads add: (batch, pos, d_model)."""
+    def step(self, index: int, step: Step, x: ir.Value) -> ir.Value:
+        """The residual after one step: of all positions, or of the last one."""
+        trimmed = self.is_trimmed(index)
+        own = out = self.take_last(x, axis=1) if index == self.trim_at else x
+        shift = None  # a constant that an output bias can take in
+        if step.constant is not None:
+            name = f"step{index}.constant"
+            found: ir.Value | Tensor = step.constant
+            if step.constant.ndim == 2:
+                find = self.last_row if trimmed else self.rows
+                found = find(name, step.constant, align=self.model.align)
+            if isinstance(found, Tensor) and len(step.sublayers):
+                shift = found
+            else:
+                value = self.weight(name, found) if isinstance(found, Tensor) else found
+                out = self.op("Add", out, value, name=f"step{index}.add")
+        for place, sublayer in enumerate(step.sublayers):
+            known = [c for c in (sublayer.out_bias, shift if place == 0 else None) if c is not None]
+            bias = add_constants(known, self.model.W_E.dtype)
+            if isinstance(sublayer, Attention):
+                added = self.attention(sublayer, x, bias, last=trimmed)
+            else:
+                added = self.mlp(sublayer, own, bias, rows=trimmed)
+            out = self.op("Add", out, added, name=f"{_name(sublayer)}.residual")
+        return out
+
+    def attention(self, attention: Attention, x: ir.Value, bias: Tensor | None, *, last: bool) -> ir.Value:
+        """What the heads add: (batch, pos, d_model), or at the `last` position (batch, d_model)."""
         assert attention.b_V is None and attention.scale == 1.0  # folded
-        name, n_heads, n_kv, d_head = _name(attention), len(attention.heads), len(attention.kv_heads), attention.d_head
-        q, k, v = self.queries_keys_values(attention, self.norm(x, attention.norm, name), name)
-        if self.form == "past":
-            k, v = self.with_past(k, v, n_kv, d_head, name)
-        if attention.kv_places != list(range(n_heads)):
-            places = self.integers(*attention.kv_places)
-            k = self.op("Gather", k, places, name=f"{name}.k_by_head", axis=1)  # (batch, head, pos, d_head)
-            v = self.op("Gather", v, places, name=f"{name}.v_by_head", axis=1)
-        k = self.op("Transpose", k, name=f"{name}.k_transposed", perm=[0, 1, 3, 2])  # (batch, head, d_head, pos)
-        scores = self.op("MatMul", q, k, name=f"{name}.scores")  # (batch, head, pos, pos)
+        name = _name(attention)
+        x = self.norm(x, attention.norm, name, width=self.d_model)
+        z = self.read_last(attention, x, name) if last else self.read_all(attention, x, name)
+        return self.linear(z, attention.W_O, bias, f"{name}.out", rows=last)
+
+    def read_all(self, attention: Attention, x: ir.Value, name: str) -> ir.Value:
+        """What the heads read at every position: (batch, pos, head * d_head)."""
+        q, k, v = self.heads_of(attention, x, name, queries=True)
+        k, v = self.keys_values(attention, k, v, name)
+        single = self.is_single(attention)
+        k = self.op("Transpose", k, name=f"{name}.k_transposed", perm=[0, 2, 1] if single else [0, 1, 3, 2])
+        scores = self.op("MatMul", q, k, name=f"{name}.scores")  # (batch, head, pos, total)
         mask = self.mask()
         if mask is not None:
             scores = self.op("Add", scores, mask, name=f"{name}.masked")
         pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)
         z = self.op("MatMul", pattern, v, name=f"{name}.z")  # (batch, head, pos, d_head)
+        if single:
+            return z
         z = self.op("Transpose", z, name=f"{name}.z_by_pos", perm=[0, 2, 1, 3])  # (batch, pos, head, d_head)
-        z = self.op("Reshape", z, self.integers(0, 0, n_heads * d_head), name=f"{name}.z_flat")
-        return self.affine(z, attention.W_O, attention.b_O, f"{name}.out")
+        return self.op("Reshape", z, self.integers(0, 0, attention.W_O.shape[0]), name=f"{name}.z_flat")
 
-    def queries_keys_values(self, attention: Attention, x: ir.Value, name: str) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """(batch, head, pos, d_head), and (batch, kv_head, pos, d_head) twice, from one product."""
+    def read_last(self, attention: Attention, x: ir.Value, name: str) -> ir.Value:
+        """What the heads read at the last position: (batch, head * d_head)."""
+        n_heads, d_head = len(attention.heads), attention.d_head
+        k, v = self.heads_of(attention, x, name, queries=False)
+        k, v = self.keys_values(attention, k, v, name)
+        q = self.linear(self.take_last(x, axis=1), attention.W_Q, attention.b_Q, f"{name}.q_flat", rows=True)
+        if self.is_single(attention):
+            q = self.turned(attention, q, "q", name, last=True)
+            scores = self.op("Einsum", q, k, name=f"{name}.scores", equation="bd,bkd->bk")
+            pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)
+            return self.op("Einsum", pattern, v, name=f"{name}.z", equation="bk,bkd->bd")
+        q = self.op("Reshape", q, self.integers(0, n_heads, d_head), name=f"{name}.q_by_head")
+        q = self.turned(attention, q, "q", name, last=True)  # (batch, head, d_head)
+        scores = self.op("Einsum", q, k, name=f"{name}.scores", equation="bhd,bhkd->bhk")
+        mask = self.last_mask()
+        if mask is not None:
+            scores = self.op("Add", scores, mask, name=f"{name}.masked")
+        pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)  # (batch, head, total)
+        z = self.op("Einsum", pattern, v, name=f"{name}.z_by_head", equation="bhk,bhkd->bhd")
+        return self.op("Reshape", z, self.integers(0, n_heads * d_head), name=f"{name}.z")
+
+    def is_single(self, attention: Attention) -> bool:
+        """Whether there is one head, and no axis for heads: where shapes are known, nothing needs it."""
+        return len(attention.heads) == 1 and self.length is not None
+
+    def heads_of(self, attention: Attention, x: ir.Value, name: str, *, queries: bool) -> list[ir.Value]:
+        """Queries where asked for, keys, and values, from one product: (batch, head, pos, d_head) each."""
         n_heads, n_kv, d_head = len(attention.heads), len(attention.kv_heads), attention.d_head
-        parts = (attention.W_Q, attention.b_Q), (attention.W_K, attention.b_K), (attention.W_V, None)
+        parts = [(attention.W_K, attention.b_K), (attention.W_V, None)]
+        counts = {"k": n_kv, "v": n_kv}
+        if queries:
+            parts, counts = [(attention.W_Q, attention.b_Q), *parts], {"q": n_heads, **counts}
         bias = None
-        if attention.b_Q is not None or attention.b_K is not None:
+        if any(b is not None for _, b in parts):
             bias = torch.cat([w.new_zeros(w.shape[1]) if b is None else b for w, b in parts])
-        qkv = self.affine(x, torch.cat([w for w, _ in parts], dim=1), bias, f"{name}.qkv")
-        qkv = self.op("Reshape", qkv, self.integers(0, 0, n_heads + 2 * n_kv, d_head), name=f"{name}.heads")
-        qkv = self.op("Transpose", qkv, name=f"{name}.by_head", perm=[0, 2, 1, 3])
+        joint = "".join(counts)
+        y = self.linear(x, torch.cat([w for w, _ in parts], dim=1), bias, f"{name}.{joint}")
+        if self.is_single(attention):
+            found = self.split(y, {f"{name}.{part}": d_head for part in counts}, axis=2)
+            return [self.turned(attention, value, part, name) for value, part in zip(found, counts, strict=True)]
+        y = self.op("Reshape", y, self.integers(0, 0, sum(counts.values()), d_head), name=f"{name}.heads")
+        y = self.op("Transpose", y, name=f"{name}.by_head", perm=[0, 2, 1, 3])
         rotary = self.model.rotary
-        if attention.q_norm is None and rotary is not None:
-            qk, v = self.split(qkv, {f"{name}.qk": n_heads + n_kv, f"{name}.v": n_kv})
-            q, k = self.split(self.rotate(qk, rotary, d_head, name), {f"{name}.q": n_heads, f"{name}.k": n_kv})
-            return q, k, v
-        q, k, v = self.split(qkv, {f"{name}.q": n_heads, f"{name}.k": n_kv, f"{name}.v": n_kv})
-        if attention.q_norm is not None and attention.k_norm is not None:
-            eps = attention.norm.eps
-            q = self.norm(q, Norm(attention.q_norm, eps=eps, rms=True), f"{name}.q")
-            k = self.norm(k, Norm(attention.k_norm, eps=eps, rms=True), f"{name}.k")
-        if rotary is not None:
-            q, k = self.rotate(q, rotary, d_head, f"{name}.q"), self.rotate(k, rotary, d_head, f"{name}.k")
-        return q, k, v
+        if rotary is None or attention.q_norm is not None:
+            found = self.split(y, {f"{name}.{part}": n for part, n in counts.items()}, axis=1)
+            return [self.turned(attention, value, part, name) for value, part in zip(found, counts, strict=True)]
+        # what is turned alike is turned together
+        y, v = self.split(y, {f"{name}.to_turn": sum(counts.values()) - n_kv, f"{name}.v": n_kv}, axis=1)
+        y = self.rotate(y, rotary, d_head, name)
+        return [*self.split(y, {f"{name}.q": n_heads, f"{name}.k": n_kv}, axis=1), v] if queries else [y, v]
+
+    def turned(self, attention: Attention, x: ir.Value, part: str, name: str, *, last: bool = False) -> ir.Value:
+        """Queries or keys normalised and rotated, where the family does; values as they are."""
+        gain = {"q": attention.q_norm, "k": attention.k_norm, "v": None}[part]
+        if gain is not None:
+            x = self.norm(x, Norm(gain, eps=attention.norm.eps, rms=True), f"{name}.{part}", width=attention.d_head)
+        if part == "v" or self.model.rotary is None:
+            return x
+        return self.rotate(x, self.model.rotary, attention.d_head, f"{name}.{part}", last=last)
+
+    def keys_values(self, attention: Attention, k: ir.Value, v: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
+        """All keys and values that the queries read, by query head: (batch, head, total, d_head) each."""
+        if self.form == "past":
+            k, v = self.with_past(k, v, len(attention.kv_heads), attention.d_head, name)
+        if self.start:
+            k, v = (
+                self.with_opening(own, shared, f"{name}.{part}", single=self.is_single(attention))
+                for own, shared, part in zip((k, v), self.opening[attention.layer], "kv", strict=True)
+            )
+        if attention.kv_places != list(range(len(attention.heads))):
+            places = self.integers(*attention.kv_places)
+            k = self.op("Gather", k, places, name=f"{name}.k_of_query", axis=1)
+            v = self.op("Gather", v, places, name=f"{name}.v_of_query", axis=1)
+        return k, v
+
+    def with_opening(self, own: ir.Value, shared: Tensor, name: str, *, single: bool) -> ir.Value:
+        """Keys or values of the opening, (head, opening, d_head), before the others."""
+        batch = self.once("batch", lambda: self.op("Shape", self.input_ids, name="batch", start=0, end=1))
+        ones = self.integers(*[1] * (2 if single else 3))
+        shape = self.once(
+            f"batch.{len(ones.shape or ())}.{single}",
+            lambda: self.op("Concat", batch, ones, name=f"batch.{'rows' if single else 'heads'}", axis=0),
+        )
+        first = self.op("Expand", self.weight(f"{name}.opening", shared if not single else shared[0]), shape,
+                        name=f"{name}.opening_by_prompt")  # fmt: skip
+        return self.op("Concat", first, own, name=f"{name}.all", axis=1 if single else 2)
 
     def with_past(self, k: ir.Value, v: ir.Value, n_kv: int, d_head: int, name: str) -> tuple[ir.Value, ir.Value]:
         """Keys and values of earlier calls before these; both together are outputs."""
-        index, both = len(self.outputs) // 2, []
+        index, both = len(self.presents) // 2, []
+        dtype = ir.DataType.from_numpy(np.dtype(self.dtype))
         for kind, now in (("key", k), ("value", v)):
-            past = _value(
-                f"past_key_values.{index}.{kind}", ir.DataType.FLOAT, ["batch", n_kv, "past_sequence", d_head]
-            )
+            past = make_value(f"past_key_values.{index}.{kind}", dtype, ["batch", n_kv, "past_sequence", d_head])
             self.inputs.append(past)
             present = self.op("Concat", past, now, name=f"present.{index}.{kind}", axis=2)
             present.type, present.shape = past.type, ir.Shape(["batch", n_kv, "total_sequence", d_head])
-            self.outputs.append(present)
+            self.presents.append(present)
             both.append(present)
         return both[0], both[1]
 
-    def mlp(self, mlp: MLP, x: ir.Value) -> ir.Value:
-        """What the MLP adds: (batch, pos, d_model)."""
+    def mlp(self, mlp: MLP, x: ir.Value, bias: Tensor | None, *, rows: bool) -> ir.Value:
+        """What the MLP adds, in the shape of x."""
         name = _name(mlp)
-        x = self.norm(x, mlp.norm, name)
-        hidden = self.affine(x, mlp.W_in, mlp.b_in, f"{name}.in")  # (batch, pos, d_mlp)
+        x = self.norm(x, mlp.norm, name, width=self.d_model)
+        hidden = self.linear(x, mlp.W_in, mlp.b_in, f"{name}.in", rows=rows)  # (..., d_mlp)
         if mlp.W_gate is None:
             hidden = self.activation(hidden, mlp.activation, name)
         else:
-            gate = self.activation(self.affine(x, mlp.W_gate, mlp.b_gate, f"{name}.gate"), mlp.activation, name)
+            gate = self.linear(x, mlp.W_gate, mlp.b_gate, f"{name}.gate", rows=rows)
+            gate = self.activation(gate, mlp.activation, name)
             hidden = self.op("Mul", gate, hidden, name=f"{name}.gated")
-        return self.affine(hidden, mlp.W_out, mlp.b_out, f"{name}.out")
+        return self.linear(hidden, mlp.W_out, bias, f"{name}.out", rows=rows)
 
-    def activation(self, x: ir.Value, activation: str, name: str) -> ir.Value:
-        """The MLP's nonlinearity."""
-        if activation == "silu":
-            return self.op("Mul", x, self.op("Sigmoid", x, name=f"{name}.sigmoid"), name=f"{name}.silu")
-        if activation == "relu":
-            return self.op("Relu", x, name=f"{name}.relu")
-        approximate = {"gelu": "none", "gelu_tanh": "tanh"}[activation]
-        return self.op("Gelu", x, name=f"{name}.gelu", approximate=approximate)
+    # --- logits out
 
-    def norm(self, x: ir.Value, norm: Norm, name: str) -> ir.Value:
-        """LayerNorm or RMSNorm; a folded one shares a gain of ones."""
-        if norm.weight is None:
-            d_model = self.model.W_E.shape[1]
-            gain = self.constant("ones", np.ones(d_model, np.float32))
-        else:
-            gain = self.weight(f"{name}.norm.weight", norm.weight)
-        if not norm.rms:
-            bias = () if norm.bias is None else (self.weight(f"{name}.norm.bias", norm.bias),)
-            return self.op("LayerNormalization", x, gain, *bias, name=f"{name}.norm", axis=-1, epsilon=norm.eps)
-        # the pattern that ONNX Runtime fuses into one kernel when it loads the file
-        square = self.op("Pow", x, self.constant("two", np.array(2.0, np.float32)), name=f"{name}.norm.square")
-        mean = self.op("ReduceMean", square, self.integers(-1), name=f"{name}.norm.mean")
-        eps = self.constant(f"eps.{norm.eps}", np.array(norm.eps, np.float32))
-        root = self.op("Sqrt", self.op("Add", mean, eps, name=f"{name}.norm.eps"), name=f"{name}.norm.root")
-        return self.op("Mul", self.op("Div", x, root, name=f"{name}.norm.unit"), gain, name=f"{name}.norm")
+    def unembed(self, x: ir.Value) -> ir.Value:
+        """Logits at every position, (batch, pos, vocab), or at the last one, (batch, 1, vocab or answer)."""
+        norm, W_U, bias = self.model.final_norm, self.model.W_U.detach(), None
+        if self.options.logits == "answers":  # a copy, so that it can take in the norm's gain and bias
+            W_U = W_U[list(self.options.answer_ids)]
+            bias = None if norm.bias is None else (W_U.double() @ norm.bias.double()).to(W_U.dtype)
+            W_U = W_U if norm.weight is None else (W_U.double() * norm.weight.double()).to(W_U.dtype)
+            norm = Norm(None, eps=norm.eps, rms=norm.rms)
+        if not self.is_trimmed(len(self.model.steps) - 1):
+            x = self.op("Reshape", x, self.integers(-1, self.d_model), name="final.rows")  # (batch * pos, d_model)
+        x = self.norm(x, norm, "final", width=self.d_model)
+        if self.options.precision == "int8":
+            rows = self.linear(x, W_U.T, bias, "unembed", rows=True)
+        else:  # Gemm reads (vocab, d_model) as it lies: no transposed copy
+            is_shared = self.model.tied and self.options.vocabulary is None and self.options.logits != "answers"
+            added = () if bias is None else (self.weight("unembed.bias", bias),)
+            W = self.weight("W_E" if is_shared else "W_U", W_U)
+            rows = self.op("Gemm", x, W, *added, name="unembed", transB=1)  # (row, vocab)
+        if self.is_half:
+            rows = self.op("Cast", rows, name="unembed.float", to=ir.DataType.FLOAT)
+        return self.shape_logits(rows, len(W_U))
 
-    def unembed(self, x: ir.Value, W_U: ir.Value) -> ir.Value:
-        """Logits at every position. Gemm reads W_U, (vocab, d_model), as it lies: no transposed copy."""
-        d_vocab, d_model = self.model.W_U.shape
-        x = self.norm(x, self.model.final_norm, "final")
-        x = self.op("Reshape", x, self.integers(-1, d_model), name="final.rows")  # (batch * pos, d_model)
-        rows = self.op("Gemm", x, W_U, name="unembed", transB=1)  # (batch * pos, vocab)
-        if self.fixed is not None:
-            shape = self.integers(-1, self.fixed, d_vocab)
+    def shape_logits(self, rows: ir.Value, n: int) -> ir.Value:
+        """Rows of logits, (row, n), by prompt and position."""
+        pos: str | int = 1
+        if self.options.logits != "all":
+            shape = self.integers(-1, 1, n)
+        elif self.length is not None:
+            pos, shape = self.length, self.integers(-1, self.length, n)
         else:
             batch_pos = self.op("Shape", self.input_ids, name="logits.batch_pos")
-            shape = self.op("Concat", batch_pos, self.integers(d_vocab), name="logits.shape", axis=0)
+            pos, shape = "sequence", self.op("Concat", batch_pos, self.integers(n), name="logits.shape", axis=0)
         logits = self.op("Reshape", rows, shape, name="logits")
-        logits.type = ir.TensorType(ir.DataType.FLOAT)
-        logits.shape = ir.Shape(["batch", self.pos, d_vocab])
+        logits.type, logits.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", pos, n])
         return logits
 
-    # --- nodes and initializers
-
-    def affine(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str) -> ir.Value:
-        """x @ weight + bias."""
-        y = self.op("MatMul", x, self.weight(f"{name}.weight", weight), name=f"{name}.matmul")
-        return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias), name=name)
-
-    def split(self, x: ir.Value, sizes: dict[str, int]) -> list[ir.Value]:
-        """Parts along axis 1, by name."""
-        parts = list(
-            self.tape.op_multi_out("Split", [x, self.integers(*sizes.values())], {"axis": 1}, num_outputs=len(sizes))
-        )
-        for part, name in zip(parts, sizes, strict=True):
-            part.name = name
-        return parts
-
-    def op(self, op_type: str, *inputs: ir.Value, name: str, **attributes: Any) -> ir.Value:
-        """One node with one output; both carry the name."""
-        out = self.tape.op(op_type, inputs, attributes or None, name=name)
-        out.name = name
-        return out
-
-    def once(self, name: str, make: Any) -> ir.Value:
-        """What `make` gives the first time it is asked for under this name."""
-        if name not in self.known:
-            self.known[name] = make()
-        return self.known[name]
-
-    def weight(self, name: str, tensor: Tensor) -> ir.Value:
-        """A weight as an initializer."""
-        return self.constant(name, tensor.contiguous().numpy())
-
-    def scalar(self, value: int) -> ir.Value:
-        """An integer as an initializer."""
-        return self.constant(f"scalar.{value}", np.array(value, np.int64))
-
-    def integers(self, *values: int) -> ir.Value:
-        """A list of integers as an initializer, one for equal lists."""
-        return self.constant("ints." + ".".join(map(str, values)), np.array(values, np.int64))
-
-    def constant(self, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
-        """An initializer, one for each name."""
-        if name not in self.constants:
-            self.constants[name] = self.tape.initializer(ir.tensor(array, name=name), name)
-        return self.constants[name]
-
-
-def _value(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    def answer_ids(self) -> ir.Value:
+        """The token of each logit, (answer,): an output that is a constant."""
+        ids = self.constant("answer_token_ids", np.array(self.options.answer_ids, np.int64))
+        ids.type, ids.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(self.options.answer_ids)])
+        return ids
 
 
 def _name(sublayer: Attention | MLP) -> str:

@@ -12,23 +12,24 @@ from exporter.circuit import Ablation, Align, Circuit, Mean
 from exporter.data_check import find_limits, require_fitness, require_tokenizer
 from exporter.errors import InputError, UsageError
 from exporter.families import FAMILIES
+from exporter.graph_options import Form, GraphOptions, Logits, Precision, Scales, Target
 from exporter.loading import LanguageModel, load_model
 from exporter.manifest import ModelInfo, TaskInfo, collect_versions
 from exporter.onnx_export import require_growing
-from exporter.runtime import Form
+from exporter.runtime import has_int8_sums
 from exporter.tasks import (
     DEFAULT_SIZES,
-    TASKS,
     SplitSizes,
     TaskData,
+    Threshold,
     check_task,
-    default_alpha,
-    find_sweep,
+    find_threshold,
     is_file_task,
     load_task,
+    name_variant,
 )
 
-SUFFIXES = (".onnx", ".json")
+_SWEPT = ("mean", "position", "left", True)  # ablation, mean, align, mlps of every sweep
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Job:
     computes badly in float32. `device` is where the search runs, `dtype` what it computes in; all after it is
     float32. `resume` goes on from the journal that a killed job left beside `out`. `force` replaces an existing
     output, and takes a file's task that the model fails at. `bundle` is a folder to write instead of `out`, or beside
-    it. `with_past` keeps keys and values between calls.
+    it. `with_past` keeps keys and values between calls. `logits`, `target`, `precision`, `scales` and `external_data`
+    are those of `GraphOptions`, the answers being the task's; `vocab` "task" keeps the embeddings of the task's
+    tokens alone, and computes at export what all its prompts start with.
     """
 
     task: str
@@ -63,6 +66,12 @@ class Job:
     force: bool = False
     bundle: Path | None = None
     with_past: bool = False
+    logits: Logits = "last"
+    vocab: Literal["full", "task"] = "full"
+    target: Target = "portable"
+    precision: Precision = "fp32"
+    scales: Scales = "tensor"
+    external_data: bool = False
 
     def __post_init__(self) -> None:
         check_task(self.task)
@@ -76,6 +85,10 @@ class Job:
             raise UsageError(f"--dtype is {self.dtype!r}; choose from {', '.join(PRECISIONS)}")
         if self.align is not None and (self.mean == "global" or self.ablation == "zero"):
             raise UsageError("--align is for means by position; leave it out, or take --mean position")
+        if self.scales == "token" and self.precision != "int8":
+            raise UsageError(f"--int8-scales is for --precision int8, not {self.precision}; leave it out")
+        if self.external_data and self.out is not None and self.bundle is not None:
+            raise UsageError("--external-data goes with --out or with --bundle; leave one of them out")
         searched = {
             "--alpha": self.alpha,
             "--ablation": self.ablation,
@@ -89,9 +102,14 @@ class Job:
             raise UsageError(f"{given[0]} is for the search, and --circuit needs none; leave one of them out")
 
     @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Those of the files that stand beside each other."""
+        return (".onnx", ".onnx.data", ".json") if self.external_data else (".onnx", ".json")
+
+    @property
     def written(self) -> list[Path]:
         """What the job leaves, the first being what its journal stands beside."""
-        files = [] if self.out is None else [self.out.with_suffix(suffix) for suffix in SUFFIXES]
+        files = [] if self.out is None else [self.out.with_suffix(suffix) for suffix in self.suffixes]
         return files + ([] if self.bundle is None else [self.bundle])
 
 
@@ -112,7 +130,22 @@ class Plan:
     @property
     def alpha(self) -> float:
         """The threshold of the search, in nats."""
-        return self.job.alpha or default_alpha(self.job.task, self.model.name)
+        return self.job.alpha or self.default_threshold.alpha
+
+    @property
+    def default_threshold(self) -> Threshold:
+        """The threshold where none is given."""
+        data, model, job = self.data, self.model, self.job
+        found = find_threshold(
+            name_variant(data),
+            file_sha256=data.parameters.get("sha256"),
+            model=model.name,
+            model_sha256=model.sha256,
+        )
+        if found.sweep is None or (job.ablation or "mean", job.mean or "position", self.align, job.mlps) == _SWEPT:
+            return found
+        origin = f"{found.origin} with means by position from the first token, MLPs searched"
+        return replace(found, sweep=None, origin=origin)
 
     @property
     def padded(self) -> bool:
@@ -151,6 +184,26 @@ class Plan:
         return "past" if self.job.with_past else "masked" if grows else "plain"
 
     @property
+    def options(self) -> GraphOptions:
+        """How the circuit becomes a graph."""
+        job, data = self.job, self.data
+        sets = (data.patching, data.selection, data.test, *data.ood.values())
+        is_task, plain = job.vocab == "task", self.form == "plain"
+        return GraphOptions(
+            form=self.form,
+            logits=job.logits,
+            answer_ids=data.answer_ids if job.logits == "answers" else (),
+            vocabulary=data.input_ids if is_task else None,
+            length=data.test.length if is_task and plain and len({d.length for d in sets}) == 1 else None,
+            opening=data.opening if is_task and plain and job.logits != "all" else (),
+            target=job.target,
+            precision=job.precision,
+            scales=job.scales,
+            weight_type="int8" if has_int8_sums() else "uint8",
+            external_data=job.external_data,
+        )
+
+    @property
     def example(self) -> str:
         """The first test prompt as text."""
         test = self.data.test
@@ -159,9 +212,21 @@ class Plan:
 
     @property
     def alpha_sweep(self) -> dict[str, Any] | None:
-        """Where the threshold comes from, when it is the task's own."""
-        searched_with_default = self.circuit is None and self.job.alpha is None and self.job.task in TASKS
-        return find_sweep(self.job.task, self.model.name) if searched_with_default else None
+        """Where the threshold comes from, when it was swept for just this search."""
+        return self.default_threshold.sweep if self.takes_default_alpha else None
+
+    @property
+    def takes_default_alpha(self) -> bool:
+        """Whether there is a search, and nobody gave its threshold."""
+        return self.circuit is None and self.job.alpha is None
+
+    @property
+    def alpha_notes(self) -> tuple[str, ...]:
+        """What to say of a threshold that nobody gave and no sweep was made for."""
+        found = self.default_threshold
+        if not self.takes_default_alpha or found.sweep is not None:
+            return ()
+        return (f"alpha is {found.alpha:g}, {found.origin}; not swept for this search: compare a few (--alpha)",)
 
     @property
     def search_key(self) -> dict[str, Any]:
@@ -224,6 +289,7 @@ def prepare(job: Job) -> Plan:
     doubts = require_fitness(job.task, model, data.selection, force=job.force) if is_file_task(job.task) else ()
     precision = () if job.dtype == "float32" else (f"the search computed in {job.dtype}",)
     plan = Plan(job, model, data, circuit, (*model.notes, *doubts, *precision))
+    plan = replace(plan, notes=(*plan.notes, *plan.alpha_notes))
     if job.with_past:
         by_position = job.ablation != "zero" and job.mean != "global"
         require_growing(by_position=circuit.fixed_length if circuit else by_position, align=plan.align)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from exporter.circuit import Circuit
 from exporter.errors import InputError
 from exporter.evaluate import Evaluation
+from exporter.graph_options import GraphOptions
 from exporter.measure import Latency
 from exporter.onnx_export import OnnxDescription, read_metadata
+from exporter.served import Served
 from exporter.verify import Exactness
 
 SCHEMA: Literal[1] = 1
@@ -68,11 +70,48 @@ class FileInfo(_Plain):
     sha256: str
 
 
+class ExportInfo(_Plain):
+    """What the file leaves out and in which numbers it computes, as `GraphOptions` has it, and how it answers.
+
+    answer_ids: the token of each logit, where not all are there. vocabulary: how many embeddings are kept, None for
+    all. opening: how many first tokens were computed at export. batch_dependent: whether a prompt's logits can depend
+    on the others in its batch, beyond rounding. served: the file's own figures on the test set.
+    """
+
+    logits: str
+    answer_ids: list[int]
+    vocabulary: int | None
+    opening: int
+    target: str
+    precision: str
+    scales: str
+    weight_type: str
+    batch_dependent: bool
+    served: Served
+
+    @classmethod
+    def of(cls, options: GraphOptions, served: Served) -> ExportInfo:
+        """From the options that a file was made with."""
+        int8 = options.precision == "int8"
+        return cls(
+            logits=options.logits,
+            answer_ids=list(options.answer_ids),
+            vocabulary=None if options.vocabulary is None else len(options.vocabulary),
+            opening=len(options.opening),
+            target=options.target,
+            precision=options.precision,
+            scales=options.scales if int8 else "none",
+            weight_type=options.weight_type if int8 else options.precision,
+            batch_dependent=int8 and options.scales == "tensor",
+            served=served,
+        )
+
+
 class Manifest(_Plain):
     """Everything that is known of one exported circuit. Seconds are by stage, differences are of logits.
 
     `latency` compares with the dense model exported the same way, a file of `dense_onnx_bytes`.
-    `alpha_sweep` is where a task's own alpha comes from; None where alpha was given.
+    `alpha_sweep` is where a task's own alpha comes from; None where alpha was given, or swept for something else.
     """
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
@@ -84,6 +123,7 @@ class Manifest(_Plain):
     test: Evaluation
     ood: dict[str, Evaluation]
     exactness: Exactness
+    export: ExportInfo
     onnx: OnnxDescription
     latency: list[Latency]
     dense_onnx_bytes: int
@@ -151,11 +191,13 @@ class Origin:
     task: TaskInfo
     model: ModelInfo
     circuit: Circuit
+    options: GraphOptions = field(default_factory=GraphOptions)
 
     def to_metadata(self) -> dict[str, str]:
         """JSON by key; the search's trace stays in the manifest."""
         circuit = {key: value for key, value in self.circuit.to_json().items() if key != "trace"}
         parts = {"task": self.task.model_dump(), "model": self.model.model_dump(), "circuit": circuit}
+        parts["options"] = self.options.to_json()
         return {
             f"{_PREFIX}schema": str(SCHEMA),
             **{f"{_PREFIX}{key}": json.dumps(value, sort_keys=True) for key, value in parts.items()},
@@ -173,6 +215,7 @@ class Origin:
                 task=TaskInfo.model_validate_json(found[f"{_PREFIX}task"]),
                 model=ModelInfo.model_validate_json(found[f"{_PREFIX}model"]),
                 circuit=Circuit.from_json(json.loads(found[f"{_PREFIX}circuit"])),
+                options=GraphOptions.from_json(json.loads(found.get(f"{_PREFIX}options", "{}"))),
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the metadata of {path} is damaged ({error!r:.100}); export it again") from error

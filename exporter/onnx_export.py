@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from exporter.circuit import Align
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.graph import GraphAuthor
+from exporter.graph_options import GraphOptions
 from exporter.rewrite import fold_model
-from exporter.runtime import MAX_LENGTH_KEY, Form
+from exporter.runtime import ANSWER_IDS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
 
 IR_VERSION = 10
 PRODUCER = "export-circuit"
@@ -33,7 +35,11 @@ class OnnxDescription:
 
 
 def export_onnx(
-    model: CircuitModel, path: str | Path, *, form: Form = "plain", metadata: Mapping[str, str] | None = None
+    model: CircuitModel,
+    path: str | Path,
+    options: GraphOptions = GraphOptions(),  # noqa: B008  # frozen
+    *,
+    metadata: Mapping[str, str] | None = None,
 ) -> OnnxDescription:
     """Write `model` to `path`: token ids in, logits (batch, pos, vocab) out.
 
@@ -44,20 +50,38 @@ def export_onnx(
     InputError when the weights do not fit into one file (2 GB), or when a model whose constants count from
     the last position is to keep a past.
     """
-    if form == "past":
+    if options.form == "past":
         require_growing(by_position=model.length is not None, align=model.align)
     model = fold_model(model)
     n_bytes = sum(tensor.nbytes for tensor in model.parameters())
-    if n_bytes > _MAX_BYTES:
+    if n_bytes > _MAX_BYTES and not options.external_data:
         raise InputError(
             f"the model needs {n_bytes / 1e9:.1f} GB, and one ONNX file holds 2 GB; "
-            "raise alpha so that less survives, or choose a smaller model"
+            "give --external-data, or raise alpha so that less survives"
         )
-    graph = GraphAuthor(model, form).author()
-    props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(model.max_length, model.length or model.max_length))}
+    _require_fit(model, options)
+    graph = GraphAuthor(model, options).author()
+    known = [n for n in (model.max_length, model.length, options.length) if n is not None]
+    props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
+    if options.logits == "answers":
+        props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
-    ir.save(written, path)
+    ir.save(written, path, external_data=f"{Path(path).name}.data" if options.external_data else None)
     return describe_onnx(path)
+
+
+def _require_fit(model: CircuitModel, options: GraphOptions) -> None:
+    """Raise InputError for options that are not for this model."""
+    n_tokens, length = len(model.W_E), model.length or options.length
+    for name in ("answer_ids", "vocabulary", "opening"):
+        if outside := [token for token in getattr(options, name) or () if not 0 <= token < n_tokens]:
+            raise InputError(f"{name} has token {outside[0]}, and this model's go from 0 to {n_tokens - 1}")
+    if length is not None and length > model.max_length:
+        raise InputError(f"prompts of {length} tokens are longer than the model's {model.max_length} positions")
+    if model.length is not None and options.length not in (None, model.length):
+        raise InputError(f"length is {options.length}, and this circuit was made for prompts of {model.length} tokens")
+    if options.opening and (length is None or len(options.opening) >= length):
+        raise InputError(f"an opening of {len(options.opening)} tokens needs longer prompts of one known length")
 
 
 def require_growing(*, by_position: bool, align: Align) -> None:

@@ -5,10 +5,12 @@ Each stage is one call of the library; what is written appears all at once at th
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -18,20 +20,24 @@ from exporter.bundle import open_outputs
 from exporter.circuit import Circuit, Decision
 from exporter.circuit_model import CircuitModel
 from exporter.data_check import require_tokenizer
+from exporter.dataset import Dataset
 from exporter.errors import InputError, MissingRuntimeError
 from exporter.evaluate import evaluate_circuit
 from exporter.files import recover
+from exporter.graph_options import Form, GraphOptions
 from exporter.job import Job, Plan, hash_sets, prepare
 from exporter.journal import Journal, journal_path
-from exporter.loading import load_model
-from exporter.manifest import Manifest, Origin, Size, collect_versions, hash_file
+from exporter.loading import LanguageModel
+from exporter.manifest import ExportInfo, Manifest, Origin, Size, collect_versions, hash_file
 from exporter.means import compute_replacements
 from exporter.measure import Latency, compare_latency
 from exporter.onnx_export import export_onnx
 from exporter.ranks import Ranks, join_ranks
+from exporter.reference import load_dense
 from exporter.rewrite import fold_model, rewrite_model
-from exporter.runtime import Form, import_onnxruntime
+from exporter.runtime import EXAMPLES_KEY, import_onnxruntime, open_session
 from exporter.search import OnDecision, find_circuit
+from exporter.served import Served, evaluate_file, require_precision
 from exporter.slicing import slice_model
 from exporter.tasks import (
     TaskData,
@@ -40,6 +46,8 @@ from exporter.tasks import (
 from exporter.verify import Exactness, verify_export
 
 LATENCY_BATCHES = (1, 32)
+N_EXAMPLES = 8  # that the file holds in its metadata
+LATENCY_BLOCKS = 7
 
 
 class _Clock:
@@ -85,7 +93,7 @@ def run_job(
             if plan.circuit is None:
                 _search(plan, decided, ranks, None)
             return None
-        with open_outputs(job.out, job.bundle, force=job.force) as outputs:
+        with open_outputs(job.out, job.bundle, suffixes=job.suffixes, force=job.force) as outputs:
             with clock.stage("load"):
                 plan = prepare(job)
             if on_plan is not None:
@@ -141,11 +149,13 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         )
         sliced = slice_model(model.dense, circuit, means)
         rewritten = fold_model(sliced)
+    options = plan.options
     with clock.stage("export"):
-        origin = Origin(task=plan.task_info, model=plan.model_info, circuit=circuit)
-        description = export_onnx(rewritten, path, form=plan.form, metadata=origin.to_metadata())
+        origin = Origin(task=plan.task_info, model=plan.model_info, circuit=circuit, options=options)
+        metadata = {**origin.to_metadata(), EXAMPLES_KEY: _give_examples(rewritten, data.test, options)}
+        description = export_onnx(rewritten, path, options, metadata=metadata)
     with clock.stage("verify"):
-        exactness = verify_export(model, circuit, rewritten, path, patching=data.patching, prompts=data.test)
+        exactness, served = _check(model, circuit, rewritten, path, options, data)
     with clock.stage("evaluate"):
         sets = {"test": data.test, **data.ood}
         figures = {
@@ -164,14 +174,45 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         test=figures.pop("test"),
         ood=figures,
         exactness=exactness,
+        export=ExportInfo.of(options, served),
         onnx=description,
         latency=latency,
         dense_onnx_bytes=dense_bytes,
-        files={path.name: hash_file(path)},
+        files={file.name: hash_file(file) for file in (path, path.with_suffix(".onnx.data")) if file.exists()},
         seconds=clock.seconds,
         versions=collect_versions(),
         notes=list(plan.notes),
     )
+
+
+def _check(
+    model: LanguageModel,
+    circuit: Circuit,
+    rewritten: CircuitModel,
+    path: Path,
+    options: GraphOptions,
+    data: TaskData,
+) -> tuple[Exactness, Served]:
+    """Exactness, of the same graph in fp32 where the file is in reduced precision, and the file's own figures."""
+    with tempfile.TemporaryDirectory(prefix="export-circuit-") as folder:
+        exact = path
+        if options.precision != "fp32":
+            exact = Path(folder) / path.name
+            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor"))
+        exactness = verify_export(model, circuit, rewritten, exact, patching=data.patching, prompts=data.test)
+    served = evaluate_file(open_session(path), rewritten, data.test)
+    require_precision(served, options)
+    return exactness, served
+
+
+def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOptions) -> str:
+    """Some prompts and the circuit's answers, for whoever has the file alone: see `EXAMPLES_KEY`."""
+    some = prompts[:N_EXAMPLES]
+    logits = rewritten.next_token_logits(some.input_ids, some.mask)  # (prompt, vocab)
+    tokens = torch.tensor(options.answer_ids) if options.answer_ids else torch.arange(logits.shape[1])
+    answers = tokens[logits[:, tokens].argmax(-1)]
+    mask = None if some.mask is None else some.mask.long().tolist()
+    return json.dumps({"input_ids": some.input_ids.tolist(), "attention_mask": mask, "answers": answers.tolist()})
 
 
 def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
@@ -183,10 +224,12 @@ def _measure_dense(dense: CircuitModel, path: Path, data: TaskData, form: Form) 
     """The dense model, exported the same way: the bytes of its file, and its latency against the circuit's."""
     with tempfile.TemporaryDirectory(prefix="export-circuit-") as folder:
         dense_path = Path(folder) / "dense.onnx"
-        export_onnx(dense, dense_path, form=form)
+        export_onnx(dense, dense_path, GraphOptions(form=form))
         prompts = data.test.input_ids
         batches = [prompts.repeat(-(-batch // len(prompts)), 1)[:batch] for batch in LATENCY_BATCHES]
-        return dense_path.stat().st_size, [compare_latency(dense_path, path, batch) for batch in batches]
+        return dense_path.stat().st_size, [
+            compare_latency(dense_path, path, batch, blocks=LATENCY_BLOCKS) for batch in batches
+        ]
 
 
 def reverify(path: Path, *, model: str | None = None, task: Path | None = None) -> Exactness:
@@ -197,14 +240,9 @@ def reverify(path: Path, *, model: str | None = None, task: Path | None = None) 
     """
     recover(path)
     origin = Origin.read(path)
-    loaded = load_model(model or origin.model.name, revision=None if model else origin.model.revision)
-    if loaded.sha256 != origin.model.sha256:
-        raise InputError(
-            f"the weights of {loaded.name} (sha256 {loaded.sha256[:12]}) are not those the circuit came from "
-            f"({origin.model.sha256[:12]}); give the right model with --model"
-        )
+    loaded = load_dense(origin, model=model)
     data = rebuild_task(origin.task.name, origin.task.parameters, require_tokenizer(loaded), path=task)
     if hash_sets(data) != origin.task.sha256:
         raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
     rewritten = rewrite_model(loaded, origin.circuit, data.patching)
-    return verify_export(loaded, origin.circuit, rewritten, path, patching=data.patching, prompts=data.test)
+    return _check(loaded, origin.circuit, rewritten, path, origin.options, data)[0]

@@ -5,22 +5,29 @@ What a file takes is read from its inputs: `read_form` is the one place that tel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import platform
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from exporter.errors import InputError, MissingRuntimeError
+from exporter.graph_options import Form
 
 if TYPE_CHECKING:
     import onnxruntime
 
-Form = Literal["plain", "masked", "past"]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
-MAX_LENGTH_KEY = "export_circuit.max_length"  # in metadata_props: the longest sequence that the model computes
+# in metadata_props, beside what `manifest.Origin` writes
+MAX_LENGTH_KEY = "export_circuit.max_length"  # the longest sequence that the model computes
+VOCAB_SIZE_KEY = "export_circuit.vocab_size"  # how many token ids there are
+ANSWER_IDS_KEY = "export_circuit.answer_token_ids"  # JSON list: the token of each logit, where not all are there
+EXAMPLES_KEY = "export_circuit.examples"  # JSON: some prompts and what the circuit answers, see `Examples`
+IN_VOCABULARY = "in_vocabulary"  # an output, false for each prompt that the model was not made for
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _INSTALL = "pip install 'export-circuit[cpu]' (or 'export-circuit[gpu]' for CUDA)"
 
@@ -34,6 +41,14 @@ def import_onnxruntime() -> Any:
     if not hasattr(onnxruntime, "InferenceSession"):  # what is left when one of two wheels is uninstalled
         raise MissingRuntimeError(f"ONNX Runtime is broken: pip uninstall onnxruntime onnxruntime-gpu, then {_INSTALL}")
     return onnxruntime
+
+
+def has_int8_sums() -> bool:
+    """Whether this processor sums int8 products in 32 bits; x86 without VNNI does in 16, which saturate."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "_vnni" in info.read_text(encoding="utf-8", errors="replace")
 
 
 def open_session(
@@ -68,10 +83,14 @@ def open_session(
 
 def read_form(session: onnxruntime.InferenceSession) -> Form:
     """Which form a file has (see `graph`): with past, there is a mask over more tokens than come in."""
-    shapes = {value.name: value.shape for value in session.get_inputs()}
-    if "attention_mask" not in shapes:
+    return name_form({value.name: value.shape for value in session.get_inputs()})
+
+
+def name_form(inputs: Mapping[str, Sequence[str | int]]) -> Form:
+    """The form of a graph with these inputs, shapes by name."""
+    if "attention_mask" not in inputs:
         return "plain"
-    return "masked" if shapes["attention_mask"] == shapes["input_ids"] else "past"
+    return "masked" if inputs["attention_mask"] == inputs["input_ids"] else "past"
 
 
 def run_logits(
@@ -121,15 +140,29 @@ def run_step(
     cached = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
     for value in cached:
         batch, (_, n_kv, _, d_head) = len(input_ids), value.shape
-        feeds[value.name] = past.get(value.name, np.zeros((batch, n_kv, 0, d_head), np.float32))
+        empty = np.zeros((batch, n_kv, 0, d_head), np.float16 if "float16" in value.type else np.float32)
+        feeds[value.name] = past.get(value.name, empty)
     presents = [value.name.replace("past_key_values", "present") for value in cached]
-    logits, *present = session.run(["logits", *presents], feeds)
-    return logits, {value.name: array for value, array in zip(cached, present, strict=True)}
+    known = [IN_VOCABULARY] if any(value.name == IN_VOCABULARY for value in session.get_outputs()) else []
+    logits, *others = session.run(["logits", *known, *presents], feeds)
+    if known and not others.pop(0).all():
+        raise InputError(
+            "a prompt has tokens that this model was not made for (its output in_vocabulary is false); "
+            "give prompts of its task, or export with --vocab full"
+        )
+    return logits, {value.name: array for value, array in zip(cached, others, strict=True)}
 
 
 def read_vocab_size(session: onnxruntime.InferenceSession) -> int:
     """How many token ids the model knows."""
-    return int(session.get_outputs()[0].shape[2])
+    text = session.get_modelmeta().custom_metadata_map.get(VOCAB_SIZE_KEY, "")
+    return int(text) if text.isdigit() else int(session.get_outputs()[0].shape[2])
+
+
+def read_answer_ids(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any] | None:
+    """The token of each logit, (answer,) int64; None where every token has one."""
+    text = session.get_modelmeta().custom_metadata_map.get(ANSWER_IDS_KEY)
+    return None if text is None else np.array(json.loads(text), np.int64)
 
 
 def read_max_length(session: onnxruntime.InferenceSession) -> int | None:

@@ -122,10 +122,10 @@ class Attention(nn.Module):
         n_queries = x.shape[1] if last is None else last
         q = self._split(_affine(x[:, -n_queries:], self.W_Q, self.b_Q), len(self.heads))
         q = _rotate(_rms_norm(q, self.q_norm, self.norm.eps), at.take_last(last))
-        k, v = self._keys_values(x, at)
+        k, v = self.keys_values(x, at)
         if opening is not None:
             assert at.opening is not None
-            shared = self._keys_values(self.norm(opening), at.opening)
+            shared = self.keys_values(self.norm(opening), at.opening)
             k, v = (
                 torch.cat([s.expand(len(x), -1, -1, -1), own], dim=2) for s, own in zip(shared, (k, v), strict=True)
             )
@@ -136,7 +136,7 @@ class Attention(nn.Module):
         z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=self.scale)
         return z.transpose(1, 2)  # (batch, pos, head, d_head)
 
-    def _keys_values(self, x: Tensor, at: Positions) -> tuple[Tensor, Tensor]:
+    def keys_values(self, x: Tensor, at: Positions) -> tuple[Tensor, Tensor]:
         """Of a normalised residual, (batch, pos, d_model): (batch, kv_head, pos, d_head) each."""
         k = self._split(_affine(x, self.W_K, self.b_K), len(self.kv_heads))
         v = self._split(_affine(x, self.W_V, self.b_V), len(self.kv_heads))

@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from exporter.bundle import write_bundle
 from exporter.circuit import Circuit, Head
 from exporter.circuit_model import CircuitModel
+from exporter.graph_options import Form, GraphOptions
 from exporter.loading import LanguageModel
-from exporter.manifest import Manifest, ModelInfo, Origin, TaskInfo
+from exporter.manifest import ExportInfo, Manifest, ModelInfo, Origin, TaskInfo
 from exporter.onnx_export import export_onnx
 from exporter.rewrite import rewrite_model
-from exporter.runtime import Form
 
 UNEVEN = (Head(0, 1), Head(2, 0), Head(2, 1), Head(2, 3))  # one head, none, three
 EVEN = (Head(0, 1), Head(0, 2), Head(2, 0), Head(2, 3))  # two, none, two; with two groups also of keys and values
@@ -62,6 +62,7 @@ def make_bundle(
     heads: Sequence[Head] = UNEVEN,
     positions: int = 24,
     model: LanguageModel | None = None,
+    graph: GraphOptions | None = None,
     **options: object,
 ) -> Bundle:
     model = make_dense(family, positions=positions) if model is None else model
@@ -70,7 +71,10 @@ def make_bundle(
     info = ModelInfo(name=model.name, revision=None, sha256="0" * 64, family=model.family, n_layers=3, n_heads=4)
     origin = Origin(task=TaskInfo(name="acronym", parameters={}, sha256=""), model=info, circuit=circuit)
     folder.mkdir(exist_ok=True)
-    description = export_onnx(rewritten, folder / "model.onnx", form=form, metadata=origin.to_metadata())
+    graph = graph or GraphOptions(form=form, logits="last")
+    description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=origin.to_metadata())
     known = Manifest.model_validate(DATA)
-    manifest = known.model_copy(update={"onnx": description, "circuit": circuit.to_json(), "model": info})
+    export = ExportInfo.of(graph, known.export.served)
+    changes = {"onnx": description, "circuit": circuit.to_json(), "model": info, "export": export}
+    manifest = known.model_copy(update=changes)
     return Bundle(folder, rewritten, write_bundle(folder, manifest, model, example="w3 w1 w4"))

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from exporter.bundle import is_bundle
 from exporter.card import find_licence
 from exporter.errors import InputError
+from exporter.graph_options import Form
 from exporter.manifest import Manifest, hash_file
-from exporter.runtime import Form
 
 PROMPT = [3, 1, 4, 1, 5, 9]
 BLOCKED = """

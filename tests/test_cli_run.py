@@ -194,8 +194,8 @@ class TestWriting:
         assert {path.name for path in tmp_path.iterdir()} == {"c.json"}
         export = pipeline.export_onnx
 
-        def export_corrupted(model: object, path: Path, **options: object) -> object:
-            description = export(model, path, **options)
+        def export_corrupted(model: object, path: Path, *args: object, **options: object) -> object:
+            description = export(model, path, *args, **options)
             corrupt(path, "W_E", 0.5)
             return description
 

@@ -16,6 +16,7 @@ from tiny import VARIANTS, Case, all_heads, cases, make_model, make_prompts
 from exporter import onnx_export
 from exporter.circuit import Circuit
 from exporter.circuit_model import CircuitModel
+from exporter.graph_options import GraphOptions
 from exporter.hooks import hooked_logits, record_replacements
 from exporter.means import compute_replacements
 from exporter.onnx_export import export_onnx
@@ -43,7 +44,7 @@ def check_three_ways(case: Case, folder: Path) -> None:
     logits = rewritten(ids, mask)
     assert_same_logits(logits[real], hooked)
     torch.testing.assert_close(rewritten.next_token_logits(ids, mask), logits[:, -1], rtol=1e-4, atol=1e-4)
-    export_onnx(rewritten, path, form="plain" if mask is None else "masked")
+    export_onnx(rewritten, path, GraphOptions(form="plain" if mask is None else "masked"))
     onnx.checker.check_model(str(path), full_check=True)
     exported = run_logits(open_session(path, threads=1), ids.numpy(), None if mask is None else mask.numpy())
     assert exported.shape == logits.shape
@@ -79,7 +80,7 @@ def test_a_model_with_past_agrees_in_one_call_and_token_by_token(
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     replacements = record_replacements(case.model, case.patching, ablation=circuit.ablation, mean=circuit.mean)
     hooked = hooked_logits(case.model, circuit, replacements, ids, mask)[real]
-    description = export_onnx(rewrite_model(case.model, circuit, case.patching), path, form="past")
+    description = export_onnx(rewrite_model(case.model, circuit, case.patching), path, GraphOptions(form="past"))
     onnx.checker.check_model(str(path), full_check=True)
     layers = sorted({head.layer for head in circuit.heads})
     assert len(description.inputs) == len(description.outputs) + 1 == 2 + 2 * len(layers)

@@ -14,6 +14,7 @@ from exporter.circuit import Circuit, Head
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.generate import Generation, generate_greedy
+from exporter.graph_options import GraphOptions
 from exporter.loading import LanguageModel
 from exporter.onnx_export import export_onnx
 from exporter.rewrite import rewrite_model
@@ -42,7 +43,7 @@ def decode(model: CircuitModel, prompt: Sequence[int], n: int) -> list[int]:
 def generate(
     model: CircuitModel, folder: Path, form: Form, prompts: Sequence[Sequence[int]], **options: object
 ) -> list[Generation]:
-    export_onnx(model, folder / "m.onnx", form=form)
+    export_onnx(model, folder / "m.onnx", GraphOptions(form=form))
     session = open_session(folder / "m.onnx", threads=1)
     assert read_form(session) == form
     return generate_greedy(session, prompts, **options)
@@ -142,14 +143,16 @@ def test_a_file_says_how_long_a_sequence_it_takes(tmp_path: Path) -> None:
         (rewrite(mean="position"), "plain", 6),
         (rewrite("llama", positions=9), "plain", 9),
     ]:
-        export_onnx(model, tmp_path / "m.onnx", form=form)
+        export_onnx(model, tmp_path / "m.onnx", GraphOptions(form=form))
         assert read_max_length(open_session(tmp_path / "m.onnx")) == longest
 
 
 def test_past_that_counts_from_the_last_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="do not fit a growing sequence; use --align left"):
-        export_onnx(rewrite(mean="position", align="right"), tmp_path / "m.onnx", form="past")
-    export_onnx(rewrite(mean="global", align="right"), tmp_path / "m.onnx", form="past")  # nothing counts from an end
+        export_onnx(rewrite(mean="position", align="right"), tmp_path / "m.onnx", GraphOptions(form="past"))
+    export_onnx(
+        rewrite(mean="global", align="right"), tmp_path / "m.onnx", GraphOptions(form="past")
+    )  # nothing counts from an end
     assert np.isfinite(generate_greedy(open_session(tmp_path / "m.onnx"), [[1]])[0].seconds).all()
 
 

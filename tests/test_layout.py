@@ -14,6 +14,7 @@ PACKAGE = ROOT / "exporter"
 # One line a stage, first to last; a module imports from the lines above its own, or from its own folder.
 ORDER = [
     "errors",  # what all of them raise
+    "graph_options",  # what is asked for
     "files", "folders", "runtime", "hub",  # the outside: disk, ONNX Runtime, the network
     "circuit", "dataset",  # plain data
     "tasks",
@@ -22,15 +23,17 @@ ORDER = [
     "means", "hooks", "slicing",  # component means, the oracle, cutting
     "cost", "ranks", "journal", "search",
     "rewrite",
-    "graph", "onnx_export",
+    "graph_nodes", "graph_inputs", "graph", "onnx_export",
     "verify", "generate",
-    "measure", "evaluate",
+    "measure", "proxies", "twin", "workload", "evaluate", "served",
     "data_check",
-    "manifest", "inspection",
+    "manifest", "inspection", "reference",
+    "bench_options", "baseline", "bench_report", "bench",  # held against a bar
     "prompting", "runner", "card", "bundle",
     "job", "pipeline",
     "__init__",  # the public API
-    "doctor", "display", "cli_data", "cli_run", "cli", "__main__",
+    "doctor", "display", "cli_data", "cli_run", "cli_bench", "cli", "__main__",
+    "pytest_plugin",
 ]  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -17,6 +17,20 @@ from exporter.onnx_export import export_onnx
 
 ACCURACY = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
 FIGURES = {"n": 4, "dense": ACCURACY, "circuit": ACCURACY, "kl": 0.1, "agreement": 0.9}
+EXPORT: dict[str, Any] = {
+    "logits": "last",
+    "answer_ids": [],
+    "vocabulary": None,
+    "opening": 0,
+    "target": "portable",
+    "precision": "fp32",
+    "scales": "none",
+    "weight_type": "fp32",
+    "batch_dependent": False,
+    "served": {
+        "n": 4, "accuracy": ACCURACY, "circuit_accuracy": 0.5, "agreement": 1.0, "largest_difference": 1e-6
+    },
+}  # fmt: skip
 DATA: dict[str, Any] = {
     "schema": 1,
     "task": {"name": "acronym", "parameters": {"seed": 0}, "sha256": "00"},
@@ -27,6 +41,7 @@ DATA: dict[str, Any] = {
     "test": FIGURES,
     "ood": {"words": FIGURES},
     "exactness": {"hooked_vs_rewritten": 1e-6, "rewritten_vs_onnx": 1e-6, "limit": 1e-4, "prompts": 4},
+    "export": EXPORT,
     "onnx": {"opset": 20, "ir_version": 10, "inputs": {"input_ids": ["batch", 5]}, "outputs": {}, "nodes": 7},
     "latency": [],
     "dense_onnx_bytes": 5,

@@ -21,8 +21,12 @@ def test_opset_ir_version_names_and_metadata(tmp_path: Path) -> None:
     assert (found.inputs, found.outputs) == ({"input_ids": ["batch", 4]}, {"logits": ["batch", 4, 37]})
     proto = onnx.load(tmp_path / "m.onnx")
     assert {node.domain for node in proto.graph.node} == {""}
-    assert found.nodes == len(proto.graph.node) == 29  # 2 embed, 16 attention with its table, 7 MLP, 4 unembed
-    assert read_metadata(tmp_path / "m.onnx") == {"key": "value", "export_circuit.max_length": "4"}
+    assert found.nodes == len(proto.graph.node) == 25  # 2 embed, 12 attention with its table, 7 MLP, 4 unembed
+    assert read_metadata(tmp_path / "m.onnx") == {
+        "key": "value",
+        "export_circuit.max_length": "4",
+        "export_circuit.vocab_size": "37",
+    }
     used = {name for node in proto.graph.node for name in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= used
     assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]  # one self-contained file

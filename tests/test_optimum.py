@@ -11,9 +11,9 @@ from test_generate import decode
 from tiny import VARIANTS, make_model, make_prompts
 
 from exporter.circuit import Circuit, Head
+from exporter.graph_options import Form
 from exporter.onnx_export import export_onnx
 from exporter.rewrite import rewrite_model
-from exporter.runtime import Form
 
 ort_models = pytest.importorskip("optimum.onnxruntime", reason="needs the extra 'optimum' and transformers 4.57")
 

@@ -24,6 +24,7 @@ NURSERY = """
 import json, os, sys
 import exporter.cli, exporter.pipeline, exporter.display
 from exporter.__main__ import run_command
+exporter.pipeline.LATENCY_BLOCKS = 2
 for line in sys.stdin:
     pid = os.fork()
     if pid == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +10,25 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tiny import make_model, make_prompts
+from tiny import all_heads, make_model, make_prompts
 
-from exporter.circuit import Circuit, Head
+from exporter.circuit import Align, Circuit, Head
 from exporter.errors import ExactnessError
+from exporter.graph_options import GraphOptions
+from exporter.loading import LanguageModel
 from exporter.onnx_export import export_onnx
 from exporter.rewrite import rewrite_model
 from exporter.runtime import open_session, run_logits
-from exporter.verify import verify_export
+from exporter.verify import Exactness, verify_export
 
 
 def corrupt(path: Path, name: str, by: float) -> None:
-    """Add to one element of one initializer."""
+    """Add to one element of one initializer, whose name starts so."""
     proto = onnx.load(path)
-    tensor = next(t for t in proto.graph.initializer if t.name == name)
+    tensor = next(t for t in proto.graph.initializer if t.name.startswith(name))
     array = numpy_helper.to_array(tensor).copy()
     array.flat[0] += by
-    tensor.CopyFrom(numpy_helper.from_array(array, name))
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     onnx.save(proto, path)
 
 
@@ -57,7 +60,7 @@ class TestGate:
 
     def test_a_file_with_past_is_gated_token_by_token(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rewritten = rewrite_model(self.model, self.circuit, self.patching)
-        export_onnx(rewritten, tmp_path / "m.onnx", form="past")
+        export_onnx(rewritten, tmp_path / "m.onnx", GraphOptions(form="past"))
         assert self.verify(rewritten, tmp_path / "m.onnx").prompts == 40
         proto = onnx.load(tmp_path / "m.onnx")  # the keys of the past forgotten from the second call on
         (node,) = (node for node in proto.graph.node if node.output[0] == "present.1.key")
@@ -101,3 +104,44 @@ class TestGate:
         path.write_bytes(proto.SerializeToString())
         with pytest.raises(ExactnessError, match=r"ONNX checker refuses m\.onnx"):
             self.verify(rewritten, path)
+
+
+def make_massive(model: LanguageModel) -> None:
+    """Give a GPT-2 of two layers a massive first token: MLP 0 adds 4e6 w to its residual, MLP 1 takes 8e6 off.
+
+    Each is a step of two neurons, relu(x) - relu(x - 1), that the first token alone reaches.
+    """
+    width = model.hf.config.n_embd
+    u, w = torch.linalg.qr(torch.cat([torch.ones(width, 1), torch.randn(width, 2)], 1))[0].T[1:]  # of mean 0
+    first, second = model.hf.transformer.h
+    model.hf.transformer.wpe.weight[0] = 50 * u
+    for block, direction, added in ((first, u, 4e6), (second, w, -8e6)):
+        block.ln_2.weight.fill_(1.0)
+        block.ln_2.bias.fill_(0.0)
+        top = 10 * width**0.5  # what a residual along the direction comes to
+        for neuron, below, sign in ((0, 1.5, 1), (1, 0.5, -1)):
+            block.mlp.c_fc.weight[:, neuron] = 10 * direction
+            block.mlp.c_fc.bias[neuron] = below - top
+            block.mlp.c_proj.weight[neuron] = sign * added * w
+
+
+def test_massive_first_tokens_are_for_means_counted_from_the_first(tmp_path: Path) -> None:
+    """At the first token of the shorter prompts, the mean of MLP 1 counted from the last is half of its own.
+
+    It cancels what MLP 0 adds to the last digit; counted from the first, -4e6 are left, as in the dense model.
+    """
+    torch.manual_seed(0)
+    model = make_model(n_layers=2, n_heads=2, activation="relu")
+    make_massive(model)
+    mask = torch.arange(5) >= torch.tensor([0, 2]).repeat(10)[:, None]
+    patching, prompts = (replace(make_prompts(20, 5, seed=seed), mask=mask) for seed in (1, 2))
+
+    def verify(align: Align) -> Exactness:
+        circuit = Circuit(heads=all_heads(model), mlps=(0,), align=align)
+        rewritten = rewrite_model(model, circuit, patching)
+        export_onnx(rewritten, tmp_path / "m.onnx", GraphOptions(form="masked"))
+        return verify_export(model, circuit, rewritten, tmp_path / "m.onnx", patching=patching, prompts=prompts)
+
+    assert verify("left").prompts == 20
+    with pytest.raises(ExactnessError, match=r"logits differ by .* no file was left\. Means counted .* --align left"):
+        verify("right")

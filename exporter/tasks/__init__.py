@@ -13,6 +13,7 @@ from exporter.tasks import acronym, greater_than, ioi
 from exporter.tasks.encoding import Example
 from exporter.tasks.file import is_file_task, read_task_file
 from exporter.tasks.lines import DataFileError, hash_data_file
+from exporter.tasks.sweeps import FILE_ALPHA, Threshold, find_threshold
 from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, TaskSpec, Tokenizer
 
 __all__ = [
@@ -27,25 +28,19 @@ __all__ = [
     "SplitSizes",
     "TaskData",
     "TaskSpec",
+    "Threshold",
     "Tokenizer",
     "check_task",
-    "default_alpha",
-    "find_sweep",
+    "find_threshold",
     "is_file_task",
     "list_tasks",
     "load_task",
+    "name_variant",
     "read_task_file",
     "rebuild_task",
 ]
 
 DEFAULT_SIZES = SplitSizes()
-FILE_ALPHA = 0.02
-"""The default threshold for a task from a file, which nobody has swept, in nats."""
-
-# by model, then by task; models that were not swept take the bundled one's thresholds
-_SWEEPS: dict[str, dict[str, Any]] = json.loads(
-    resources.files("exporter.tasks").joinpath("alphas.json").read_text(encoding="utf-8")
-)
 
 TASKS = {
     "acronym": TaskSpec(
@@ -98,18 +93,11 @@ def check_task(task: str) -> None:
         raise UsageError(f"unknown task {task!r}; choose from {', '.join(TASKS)}, or give a .jsonl or .csv file")
 
 
-def find_sweep(task: str, model: str) -> dict[str, Any] | None:
-    """Where a task's default threshold comes from: what was tried on a selection set, and the rule that chose `alpha`.
-
-    None for a task from a file, which nobody has swept.
-    """
-    return _SWEEPS.get(model, {}).get(task) or _SWEEPS["bundled"].get(task)
-
-
-def default_alpha(task: str, model: str) -> float:
-    """The threshold of the search where none is given, in nats."""
-    sweep = find_sweep(task, model)
-    return FILE_ALPHA if sweep is None else float(sweep["alpha"])
+def name_variant(data: TaskData) -> str:
+    """A task with what of its parameters is not the default, such as `ioi template=paper`; a file by its name."""
+    choices = {} if "sha256" in data.parameters else TASKS[data.task].choices
+    given = {name: data.parameters[name] for name, values in choices.items() if data.parameters[name] != values[0]}
+    return " ".join([data.task, *(f"{name}={value}" for name, value in given.items())])
 
 
 def load_task(

@@ -21,6 +21,7 @@ from exporter.tasks.task import (
     Template,
     Tokenizer,
     build_sets,
+    collect_ids,
     encode_text,
     read_pieces,
     read_words,
@@ -108,6 +109,15 @@ class _Acronyms:
             pieces[f"letter{place}"] = self._letters[letter]
         filled = self._template.fill(pieces)
         return Prompt(filled.text, (self._lead, *filled.ids), pieces["letter3"].ids, lead=1, steps=self._steps)
+
+    @property
+    def input_ids(self) -> set[int]:
+        words = (piece for pieces in self._words.values() for piece in pieces)
+        return {self._lead} | self._template.ids | collect_ids(words) | self.answer_ids
+
+    @property
+    def answer_ids(self) -> set[int]:
+        return collect_ids(self._letters.values())
 
     def _count_words(self, triple: str) -> int:
         first, second, third = (len(self._words[letter]) for letter in triple)

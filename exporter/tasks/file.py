@@ -15,7 +15,7 @@ import torch
 from exporter.dataset import Dataset
 from exporter.tasks.encoding import Encoder, Example, Ids
 from exporter.tasks.lines import SUFFIXES, DataFileError, LineError, Problem
-from exporter.tasks.records import SETS, read_records
+from exporter.tasks.records import read_records
 from exporter.tasks.splits import check_classes, cut_sets, drop_duplicates
 from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, Tokenizer
 
@@ -71,7 +71,9 @@ def read_task_file(
             "special_ids": list(encoder.lead),
             "pad_id": pad,
         },
-        **{name: stacked.pop(name) for name in SETS},
+        patching=stacked.pop("patching"),
+        selection=stacked.pop("selection"),
+        test=stacked.pop("test"),
         ood={name.removeprefix("ood:"): dataset for name, dataset in stacked.items()},
     )
     return FileTask(

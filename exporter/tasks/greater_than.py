@@ -17,6 +17,7 @@ from exporter.tasks.task import (
     Template,
     Tokenizer,
     build_sets,
+    collect_ids,
     encode_text,
     read_pieces,
     read_words,
@@ -100,6 +101,16 @@ class _LaterYears:
     @property
     def capacities(self) -> Sequence[int]:
         return [len(self._wordings) * len(self._nouns) * len(centuries) for centuries in self._starts]
+
+    @property
+    def input_ids(self) -> set[int]:
+        centuries = (century for known in self._starts for century in known)
+        pieces = collect_ids([*self._nouns, *centuries, *self._ends])
+        return pieces.union(*(wording.ids for wording in self._wordings))
+
+    @property
+    def answer_ids(self) -> set[int]:
+        return collect_ids(self._ends)
 
     def prompt(self, stratum: int, index: int) -> Prompt:
         rest, wording = divmod(index, len(self._wordings))

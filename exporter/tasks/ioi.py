@@ -20,6 +20,7 @@ from exporter.tasks.task import (
     Template,
     Tokenizer,
     build_sets,
+    collect_ids,
     read_pieces,
     read_words,
     require_words,
@@ -120,6 +121,15 @@ class _Indirect:
     @property
     def capacities(self) -> Sequence[int]:
         return [len(self._names) * (len(self._names) - 1) * self._count_fillers(w) for w, _ in self._strata]
+
+    @property
+    def input_ids(self) -> set[int]:
+        fillers = (piece for pieces in self._fillers.values() for piece in pieces)
+        return (self.answer_ids | collect_ids(fillers)).union(*(wording.ids for wording, _ in self._strata))
+
+    @property
+    def answer_ids(self) -> set[int]:
+        return collect_ids(self._names)
 
     def prompt(self, stratum: int, index: int) -> Prompt:
         wording, repeats_first = self._strata[stratum]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from typing import Any, Protocol
@@ -62,7 +62,11 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True, eq=False)
 class TaskData:
-    """The sets of one task. `parameters` (JSON-able) says what it takes to build them again."""
+    """The sets of one task. `parameters` (JSON-able) says what it takes to build them again.
+
+    input_ids, answer_ids: all token ids that prompts and answers of the task can have, in rising order, those of
+    the sets at least.
+    """
 
     task: str
     parameters: dict[str, Any]
@@ -70,6 +74,31 @@ class TaskData:
     selection: Dataset
     test: Dataset
     ood: dict[str, Dataset]
+    input_ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        sets = (self.patching, self.selection, self.test, *self.ood.values())
+        for name, tensors in (
+            ("input_ids", [d.input_ids if d.mask is None else d.input_ids[d.mask] for d in sets]),
+            ("answer_ids", [d.answer_ids for d in sets] + [d.choice_ids for d in sets if d.choice_ids is not None]),
+        ):
+            found = {token for tensor in tensors for token in tensor.unique().tolist() if token >= 0}
+            object.__setattr__(self, name, tuple(sorted(found | set(getattr(self, name)))))
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """The token ids that all prompts of the main sets start with; none where prompts differ in length.
+
+        At least the last token is no part of it.
+        """
+        sets = (self.patching, self.selection, self.test)
+        if any(d.mask is not None or d.length != self.test.length for d in sets):
+            return ()
+        ids = torch.cat([d.input_ids for d in sets])  # (prompt, pos)
+        alike = (ids == ids[0]).all(dim=0).tolist()
+        n = alike.index(False) if False in alike else len(alike)
+        return tuple(ids[0, : min(n, self.test.length - 1)].tolist())
 
 
 @dataclass(frozen=True)
@@ -126,6 +155,14 @@ class PromptSpace(Protocol):
     def prompt(self, stratum: int, index: int) -> Prompt:
         """The prompt with this number, 0 <= index < capacities[stratum]."""
 
+    @property
+    def input_ids(self) -> set[int]:
+        """All token ids that its prompts can have."""
+
+    @property
+    def answer_ids(self) -> set[int]:
+        """All token ids that can be answers."""
+
 
 def read_words(name: str) -> list[str]:
     """A bundled word list, e.g. `names` or `names_ood`."""
@@ -152,6 +189,11 @@ def require_words(task: str, kind: str, found: int, needed: int, known: int) -> 
         )
 
 
+def collect_ids(pieces: Iterable[Piece]) -> set[int]:
+    """The token ids of some pieces."""
+    return {i for piece in pieces for i in piece.ids}
+
+
 class Template:
     """A wording with slots such as `{name}`; a space before a slot belongs to what fills it."""
 
@@ -168,6 +210,11 @@ class Template:
         """The wording with each slot filled; pieces without a slot are ignored."""
         filled = [pieces[part] if isinstance(part, str) else part for part in self._parts]
         return Piece("".join(p.text for p in filled), tuple(i for p in filled for i in p.ids))
+
+    @property
+    def ids(self) -> set[int]:
+        """The token ids of the wording itself."""
+        return {i for part in self._parts if isinstance(part, Piece) for i in part.ids}
 
     def has(self, slot: str) -> bool:
         """Whether the wording has this slot."""
@@ -241,4 +288,6 @@ def build_sets(
             name: stack_prompts(draw_prompts(tokenizer, space, sizes.ood, seed=f"{task}/{seed}/{name}", task=task))
             for name, space in ood.items()
         },
+        input_ids=tuple(sorted({i for space in (main, *ood.values()) for i in space.input_ids})),
+        answer_ids=tuple(sorted({i for space in (main, *ood.values()) for i in space.answer_ids})),
     )

@@ -3,8 +3,9 @@
     python -m exporter.tasks.examples.make_sentiment
 
 Every phrase was written by hand for this file. Within a kind of thing each subject goes with each verdict; what stands
-before and behind them varies, so that prompts differ in length. Two reviews with their labels stand before each, or a
-small model would not know what is asked.
+before and behind them varies, so that prompts differ in length. No reviews with their labels stand before the one that
+is asked for: SmolLM2 is right on 97 % of the patching and selection sets without any. With a positive and then a
+negative one before it that is 86 %, the other way round 98 %, at three times the tokens.
 """
 
 from __future__ import annotations
@@ -14,10 +15,6 @@ import random
 from pathlib import Path
 
 OUT = Path(__file__).with_name("sentiment.jsonl")
-START = (
-    "Review: I loved every minute of it.\nSentiment: positive\n\n"
-    "Review: It was a complete waste of money.\nSentiment: negative\n\n"
-)
 LABELS = (" positive", " negative")
 
 # Subjects; verdicts that are positive; verdicts that are negative.
@@ -168,7 +165,7 @@ def _agree(subject: str, verdict: str) -> str:
 
 
 def _line(review: str, answer: str, **fields: str) -> str:
-    prompt = f"{START}Review: {review}\nSentiment:"
+    prompt = f"Review: {review}\nSentiment:"
     return json.dumps({"prompt": prompt, "answer": answer, "choices": list(LABELS), **fields}) + "\n"
 
 

@@ -1,0 +1,223 @@
+"""Nodes and initializers of an ONNX graph, in the precision that is asked for.
+
+This is the vocabulary that `graph` writes models in: a linear map, a norm, an activation, an embedding. Here
+alone is known what a precision changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir import tape
+from torch import Tensor
+
+from exporter.graph_options import GraphOptions
+from exporter.sublayers import Norm
+
+Array = np.ndarray[Any, Any]
+
+_DTYPES: dict[str, Any] = {"fp32": np.float32, "int8": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+T = TypeVar("T")
+_MIDDLE = 128  # the zero point of weights stored as uint8
+
+
+class NodeAuthor:
+    """Emits nodes in order; what is emitted under a name carries it."""
+
+    def __init__(self, options: GraphOptions) -> None:
+        self.options = options
+        self.dtype = _DTYPES[options.precision]  # of everything that is computed, but products in int8
+        self.tape = tape.Tape()
+        self.constants: dict[str, ir.Value] = {}
+        self.known: dict[str, Any] = {}  # what several sublayers read
+
+    @property
+    def is_half(self) -> bool:
+        """Whether numbers have 16 bits."""
+        return bool(self.dtype != np.float32)
+
+    # --- layers
+
+    def linear(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str, *, rows: bool = False) -> ir.Value:
+        """x @ weight + bias. weight: (in, out). `rows`: x is (row, in), which one Gemm takes with its bias."""
+        if self.options.precision == "int8":
+            return self._linear_int8(x, weight, bias, name)
+        W = self.weight(f"{name}.weight", weight)
+        if rows:
+            b = () if bias is None else (self.weight(f"{name}.bias", bias),)
+            return self.op("Gemm", x, W, *b, name=name)
+        y = self.op("MatMul", x, W, name=f"{name}.matmul")
+        return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias), name=name)
+
+    def _linear_int8(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str) -> ir.Value:
+        """The same with weights symmetric per output column and activations quantised as they come.
+
+        With one scale the nodes stand as ONNX Runtime fuses them into one kernel when it loads the file.
+        """
+        if self.options.target == "ort" and self.options.scales == "tensor":
+            return self._fused_int8(x, weight, bias, name)
+        x8, x_scale, x_zero = self.once(f"{x.name}.int8", lambda: self.quantise(x))
+        W, W_zero = self._weight_int8(weight, name)
+        y = self.op("MatMulInteger", x8, W, x_zero, *([] if W_zero is None else [W_zero]), name=f"{name}.product")
+        y = self.op("Cast", y, name=f"{name}.float", to=ir.DataType.FLOAT)
+        scale = self.weight(f"{name}.scale", _scale_of(weight, dim=0))  # (out,)
+        if self.options.scales == "token":
+            y = self.op("Mul", self.op("Mul", y, x_scale, name=f"{name}.by_token"), scale, name=f"{name}.scaled")
+        else:
+            y = self.op("Mul", y, self.op("Mul", x_scale, scale, name=f"{name}.scales"), name=f"{name}.scaled")
+        return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias), name=name)
+
+    def _fused_int8(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str) -> ir.Value:
+        """The one kernel that ONNX Runtime makes of those nodes, written as such."""
+        W, zero = self._weight_int8(weight, name)
+        added = () if bias is None else (self.weight(f"{name}.bias", bias),)
+        out = self.tape.op(
+            "DynamicQuantizeMatMul",
+            [x, W, self.weight(f"{name}.scale", _scale_of(weight, dim=0)), zero, *added],
+            domain="com.microsoft",
+            version=1,
+            name=name,
+        )
+        out.name = name
+        return out
+
+    def _weight_int8(self, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value | None]:
+        """The weight in 8 bits, and its zero point; None for zero."""
+        rounded = (weight / _scale_of(weight, dim=0)).round()  # -127 to 127
+        if self.options.weight_type == "int8":
+            return self.constant(f"{name}.weight", rounded.to(torch.int8).contiguous().numpy()), None
+        shifted = (rounded + _MIDDLE).to(torch.uint8)
+        return self.constant(f"{name}.weight", shifted.contiguous().numpy()), self.middle()
+
+    def quantise(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """x as uint8, its scale, and its zero point: one of each for the whole tensor, or a scale for each token."""
+        if self.options.scales == "tensor":
+            parts = list(self.tape.op_multi_out("DynamicQuantizeLinear", [x], None, num_outputs=3))
+            for part, name in zip(parts, ("int8", "scale", "zero"), strict=True):
+                part.name = f"{x.name}.{name}"
+            return parts[0], parts[1], parts[2]
+        size = self.op("Abs", x, name=f"{x.name}.size")
+        largest = self.op("ReduceMax", size, self.integers(-1), name=f"{x.name}.largest", keepdims=1)
+        some = self.constant("int8.smallest", np.array(1e-30, np.float32))  # a token of zeros has to have a scale
+        largest = self.op("Max", largest, some, name=f"{x.name}.above_zero")
+        scale = self.op("Div", largest, self.constant("int8.127", np.array(127, np.float32)), name=f"{x.name}.scale")
+        rounded = self.op("Round", self.op("Div", x, scale, name=f"{x.name}.steps"), name=f"{x.name}.rounded")
+        middle = self.constant("int8.middle.float", np.array(_MIDDLE, np.float32))  # int8 itself has no fast kernel
+        shifted = self.op("Add", rounded, middle, name=f"{x.name}.shifted")
+        return self.op("Cast", shifted, name=f"{x.name}.int8", to=ir.DataType.UINT8), scale, self.middle()
+
+    def middle(self) -> ir.Value:
+        """The zero point of what is symmetric and stored as uint8."""
+        return self.constant("int8.middle", np.array(_MIDDLE, np.uint8))
+
+    def embed(self, table: Tensor, rows: ir.Value, name: str) -> ir.Value:
+        """Rows of a table, (row, d_model), by index."""
+        if self.options.precision != "int8":
+            return self.op("Gather", self.weight(name, table), rows, name=f"{name}.embed")
+        scale = _scale_of(table, dim=1)[:, None]  # (row, 1)
+        quantised = (table / scale).round().to(torch.int8)
+        x = self.op("Gather", self.constant(name, quantised.contiguous().numpy()), rows, name=f"{name}.rows")
+        x = self.op("Cast", x, name=f"{name}.float", to=ir.DataType.FLOAT)
+        scales = self.op("Gather", self.weight(f"{name}.scale", scale), rows, name=f"{name}.scales")
+        return self.op("Mul", x, scales, name=f"{name}.embed")
+
+    def norm(self, x: ir.Value, norm: Norm, name: str, *, width: int) -> ir.Value:
+        """LayerNorm or RMSNorm over the last axis, of this width; a folded one shares a gain of ones."""
+        gain = torch.ones(width) if norm.weight is None else norm.weight
+        gain_name = f"ones{width}" if norm.weight is None else f"{name}.norm.weight"
+        if not norm.rms:
+            bias = () if norm.bias is None else (self.weight(f"{name}.norm.bias", norm.bias),)
+            gains = self.weight(gain_name, gain)
+            return self.op("LayerNormalization", x, gains, *bias, name=f"{name}.norm", axis=-1, epsilon=norm.eps)
+        # the pattern that ONNX Runtime fuses into one kernel when it loads the file; squares leave fp16's range
+        if self.is_half:
+            x = self.op("Cast", x, name=f"{name}.norm.float", to=ir.DataType.FLOAT)
+        square = self.op("Pow", x, self.constant("two", np.array(2.0, np.float32)), name=f"{name}.norm.square")
+        mean = self.op("ReduceMean", square, self.integers(-1), name=f"{name}.norm.mean")
+        eps = self.constant(f"eps.{norm.eps}", np.array(norm.eps, np.float32))
+        root = self.op("Sqrt", self.op("Add", mean, eps, name=f"{name}.norm.eps"), name=f"{name}.norm.root")
+        unit = self.op("Div", x, root, name=f"{name}.norm.unit")
+        if self.is_half:
+            unit = self.from_float(unit, f"{name}.norm.half")
+        return self.op("Mul", unit, self.weight(gain_name, gain), name=f"{name}.norm")
+
+    def activation(self, x: ir.Value, activation: str, name: str) -> ir.Value:
+        """The MLP's nonlinearity."""
+        if activation == "silu":
+            return self.op("Mul", x, self.op("Sigmoid", x, name=f"{name}.sigmoid"), name=f"{name}.silu")
+        if activation == "relu":
+            return self.op("Relu", x, name=f"{name}.relu")
+        approximate = {"gelu": "none", "gelu_tanh": "tanh"}[activation]
+        return self.op("Gelu", x, name=f"{name}.gelu", approximate=approximate)
+
+    # --- nodes
+
+    def op(self, op_type: str, *inputs: ir.Value, name: str, **attributes: Any) -> ir.Value:
+        """One node with one output; both carry the name."""
+        out = self.tape.op(op_type, inputs, attributes or None, name=name)
+        out.name = name
+        return out
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives the first time it is asked for under this name."""
+        if name not in self.known:
+            self.known[name] = make()
+        return cast("T", self.known[name])
+
+    def split(self, x: ir.Value, sizes: dict[str, int], *, axis: int) -> list[ir.Value]:
+        """Parts along an axis, by name."""
+        parts = list(
+            self.tape.op_multi_out("Split", [x, self.integers(*sizes.values())], {"axis": axis}, num_outputs=len(sizes))
+        )
+        for part, name in zip(parts, sizes, strict=True):
+            part.name = name
+        return parts
+
+    def take_last(self, x: ir.Value, *, axis: int) -> ir.Value:
+        """The last entry along an axis, which goes."""
+        return self.once(
+            f"{x.name}.last", lambda: self.op("Gather", x, self.scalar(-1), name=f"{x.name}.last", axis=axis)
+        )
+
+    def from_float(self, x: ir.Value, name: str) -> ir.Value:
+        """A float32 value in the graph's own type."""
+        return self.op("Cast", x, name=name, to=ir.DataType.from_numpy(np.dtype(self.dtype))) if self.is_half else x
+
+    # --- initializers
+
+    def weight(self, name: str, tensor: Tensor) -> ir.Value:
+        """A weight as an initializer, in the graph's type."""
+        return self.number(name, tensor.contiguous().numpy())
+
+    def number(self, name: str, array: Array) -> ir.Value:
+        """Floating-point numbers as an initializer, in the graph's type."""
+        return self.constant(name, array.astype(self.dtype) if self.is_half else array)
+
+    def scalar(self, value: int) -> ir.Value:
+        """An integer as an initializer."""
+        return self.constant(f"scalar.{value}", np.array(value, np.int64))
+
+    def integers(self, *values: int) -> ir.Value:
+        """A list of integers as an initializer, one for equal lists."""
+        return self.constant("ints." + ".".join(map(str, values)), np.array(values, np.int64))
+
+    def constant(self, name: str, array: Array) -> ir.Value:
+        """An initializer, one for each name."""
+        if name not in self.constants:
+            self.constants[name] = self.tape.initializer(ir.tensor(array, name=name), name)
+        return self.constants[name]
+
+
+def _scale_of(weight: Tensor, *, dim: int) -> Tensor:
+    """What one step of symmetric 8-bit integers is worth, along a dimension, which goes."""
+    return (weight.abs().amax(dim=dim) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def make_value(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
+    """An input or output of the graph."""
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
