@@ -83,6 +83,8 @@ def main() -> NoReturn:
 
 def run_command(arguments: list[str]) -> int:
     """Run one command line and return its exit code; prints one line on stderr for what went wrong."""
+    # else MKL shares out sums by what the machine is doing, and the last digits of two runs can differ
+    os.environ.setdefault("MKL_CBWR", "AUTO")
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = "--debug" in options  # wherever it stands, also behind a sub-command
     arguments = [a for a in options if a != "--debug"] + arguments[len(options) :]
