@@ -19,7 +19,7 @@ from torch import Tensor
 
 from exporter.circuit import Circuit, Head
 from exporter.circuit_model import CircuitModel
-from exporter.cost import (
+from exporter.search.cost import (
     count_flops,
     count_once_flops,
     count_search_bytes,

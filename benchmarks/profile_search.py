@@ -21,8 +21,9 @@ from main_job import describe_machine, write_between
 from search_case import ALPHA, make_case, make_prompts, measure_gemm_rates
 from torch.nn import functional
 
-from exporter import search, sublayers
-from exporter.search import find_circuit
+from exporter import sublayers
+from exporter.search import engine
+from exporter.search.engine import find_circuit
 
 PROFILE = Path(__file__).parent / "PROFILE.md"
 N, T, D_MODEL = 100, 11, 768
@@ -32,20 +33,20 @@ ATTENTION, MEANS, DENSE, SLICING = "candidates: attention", "means", "dense pass
 WHOLE = {ATTENTION, MEANS, DENSE, SLICING}  # nothing inside them is charged to anything else
 REST = "the rest"
 PARTS: list[tuple[Any, str, str]] = [
-    (search, "compute_replacements", MEANS),
-    (search._DenseResiduals, "__init__", DENSE),
-    (search._DenseResiduals, "take", DENSE),
-    (search._Search, "_run_dense", DENSE),
-    (search._Target, "of", DENSE),
-    (search, "slice_step", SLICING),
+    (engine, "compute_replacements", MEANS),
+    (engine._DenseResiduals, "__init__", DENSE),
+    (engine._DenseResiduals, "take", DENSE),
+    (engine._Search, "_run_dense", DENSE),
+    (engine._Target, "of", DENSE),
+    (engine, "slice_step", SLICING),
     (sublayers.Attention, "forward", ATTENTION),
     (sublayers, "_affine", MLP_PRODUCTS),
     (sublayers.Norm, "forward", "candidates: norms"),
-    (search, "_sum_exp", "candidates: log-sum-exp of the logits"),
+    (engine, "_sum_exp", "candidates: log-sum-exp of the logits"),
     (torch, "mm", UNEMBEDDING),
-    (search, "_remove_head", "candidates: the residual without each"),
-    (search, "_remove_mlp", "candidates: the residual without each"),
-    (search._Residual, "plus", "candidates: the residual without each"),
+    (engine, "_remove_head", "candidates: the residual without each"),
+    (engine, "_remove_mlp", "candidates: the residual without each"),
+    (engine._Residual, "plus", "candidates: the residual without each"),
 ]
 
 
@@ -118,7 +119,7 @@ def measure_operations() -> list[tuple[str, str]]:
     best, middle = (rate / 1e9 for rate in measure_gemm_rates(N * T, torch.randn(D_MODEL, 4 * D_MODEL)))
     found = [("product of an MLP, 1100 rows", f"{best:.0f} GFLOP/s at best, {middle:.0f} in the median")]
     W_U = torch.randn(50257, D_MODEL) * 0.02
-    blocks = W_U.split(search._VOCAB_BLOCK)
+    blocks = W_U.split(engine._VOCAB_BLOCK)
     for rows in (100, 400):
         x = torch.randn(rows, D_MODEL)
         seconds = time_alone(partial(_unembed, x, blocks))
@@ -127,7 +128,7 @@ def measure_operations() -> list[tuple[str, str]]:
     seconds = time_alone(lambda: functional.gelu(hidden, approximate="tanh"))
     found.append(("GELU (tanh)", f"{seconds / hidden.numel() * 1e9:.2f} ns a number"))
     for value in (-10.0, -95.0):
-        logits = torch.full((N, search._VOCAB_BLOCK), value)
+        logits = torch.full((N, engine._VOCAB_BLOCK), value)
         seconds = time_alone(lambda logits=logits: logits.exp().sum(1))
         found.append((f"exp({value:g}) and sum", f"{seconds / logits.numel() * 1e9:.2f} ns a number"))
     return found

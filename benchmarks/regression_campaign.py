@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from slow_down import plant_mlp
 
-from exporter.baseline import describe_machine
+from exporter.bench.baseline import describe_machine
+from exporter.bench.proxies import count_proxies
+from exporter.bench.workload import BoundModel, choose_workload
 from exporter.measure import Effort, compare_calls, count_cores
-from exporter.proxies import count_proxies
-from exporter.workload import BoundModel, choose_workload
 
 LENGTH, BATCH, SECONDS = 11, 1, 10.0
 RESULTS = Path(__file__).parent / "results" / "regression.json"

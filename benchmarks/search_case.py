@@ -4,7 +4,7 @@ The model is random (GPT-2's initialisation, the shape of GPT-2 Small, Medium or
 weights of all but a few heads and MLPs scaled down, so that these few survive and the rest goes, as in
 a trained model.
 Prints one JSON line: seconds, the circuit's size, peak memory, the FLOPs that no algorithm of this kind
-avoids (`exporter.cost`), the rate of this machine's matrix products in the same run, and the share of
+avoids (`exporter.search.cost`), the rate of this machine's matrix products in the same run, and the share of
 it that the search reached. With `--hooked N`, N candidates of every third layer are also evaluated by
 plain hooked forwards, which must give the same KL; the whole plain search is extrapolated from their median.
 `--task NAME` searches the bundled checkpoint for a task instead, as the main job does.
@@ -24,11 +24,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from exporter.circuit import MLP, Circuit, Decision, Head
-from exporter.cost import count_once_flops, count_search_flops, plan_memory
 from exporter.dataset import Dataset
 from exporter.hooks import ablated, record_replacements
 from exporter.loading import LanguageModel, load_model
-from exporter.search import find_circuit
+from exporter.search.cost import count_once_flops, count_search_flops, plan_memory
+from exporter.search.engine import find_circuit
 from exporter.tasks import TASKS, load_task
 
 SHAPES = {  # layers, heads, width

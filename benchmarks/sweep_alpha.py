@@ -31,7 +31,7 @@ from exporter.job import hash_sets
 from exporter.loading import LanguageModel, load_model
 from exporter.means import compute_replacements
 from exporter.rewrite import fold_model
-from exporter.search import find_circuit
+from exporter.search.engine import find_circuit
 from exporter.slicing import slice_model
 from exporter.tasks import EXAMPLES, TASKS, SplitSizes, TaskData, load_task, name_variant
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from exporter.onnx_export import export_onnx
     from exporter.pipeline import run_job
     from exporter.rewrite import rewrite_model
-    from exporter.search import find_circuit
+    from exporter.search.engine import find_circuit
     from exporter.tasks import load_task
     from exporter.verify import verify_export
 
@@ -42,7 +42,7 @@ _HOME = {
     "compare_latency": "measure",
     "evaluate_circuit": "evaluate",
     "export_onnx": "onnx_export",
-    "find_circuit": "search",
+    "find_circuit": "search.engine",
     "load_model": "loading",
     "load_task": "tasks",
     "rewrite_model": "rewrite",

@@ -90,7 +90,7 @@ def run_command(arguments: list[str]) -> int:
     arguments = [a for a in options if a != "--debug"] + arguments[len(options) :]
     with _Signals() as signals:
         try:
-            from exporter.cli import app
+            from exporter.cli.main import app
 
             result = app(args=arguments, prog_name=_NAME, standalone_mode=False)
             sys.stdout.flush()

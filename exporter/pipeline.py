@@ -16,7 +16,7 @@ from typing import cast
 
 import torch
 
-from exporter.bundle import open_outputs
+from exporter.bundle.outputs import open_outputs
 from exporter.circuit import Circuit, Decision
 from exporter.circuit_model import CircuitModel
 from exporter.data_check import require_tokenizer
@@ -26,17 +26,17 @@ from exporter.evaluate import evaluate_circuit
 from exporter.files import recover
 from exporter.graph_options import Form, GraphOptions
 from exporter.job import Job, Plan, hash_sets, prepare
-from exporter.journal import Journal, journal_path
 from exporter.loading import LanguageModel
 from exporter.manifest import ExportInfo, Manifest, Origin, Size, collect_versions, hash_file
 from exporter.means import compute_replacements
 from exporter.measure import Latency, compare_latency
 from exporter.onnx_export import export_onnx
-from exporter.ranks import Ranks, join_ranks
 from exporter.reference import load_dense
 from exporter.rewrite import fold_model, rewrite_model
 from exporter.runtime import EXAMPLES_KEY, import_onnxruntime, open_session
-from exporter.search import OnDecision, find_circuit
+from exporter.search.engine import OnDecision, find_circuit
+from exporter.search.journal import Journal, journal_path
+from exporter.search.ranks import Ranks, join_ranks
 from exporter.served import Served, evaluate_file, require_precision
 from exporter.slicing import slice_model
 from exporter.tasks import (

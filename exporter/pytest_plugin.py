@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 if TYPE_CHECKING:
-    from exporter.bench_options import BenchOptions
-    from exporter.bench_report import BatchResult, BenchReport
+    from exporter.bench.options import BenchOptions
+    from exporter.bench.report import BatchResult, BenchReport
 
 _OPTION = "--update-baseline"
 _ROUNDS = 20
@@ -56,9 +56,9 @@ class CircuitBenchmark:
         proxies are checked alone. Raises RegressionError below a bar, and what `run_bench` raises.
         """
         __tracebackhide__ = True
-        from exporter.baseline import Baseline, read_replaceable
-        from exporter.bench import needs_reference, run_bench
-        from exporter.bench_options import BenchOptions, parse_share
+        from exporter.bench.baseline import Baseline, read_replaceable
+        from exporter.bench.options import BenchOptions, parse_share
+        from exporter.bench.run import needs_reference, run_bench
         from exporter.errors import UsageError
 
         if isinstance(max_regression, str):
@@ -92,7 +92,7 @@ class CircuitBenchmark:
 
     def _time_alone(self, report: BenchReport, options: BenchOptions, length: int | None) -> None:
         """Give the model to pytest-benchmark, and the comparison to its `extra_info`."""
-        from exporter.workload import BoundModel, choose_workload
+        from exporter.bench.workload import BoundModel, choose_workload
 
         found = report.batches[-1]  # against the baseline, where there is one
         bound = BoundModel(report.model, provider=options.provider, threads=report.threads)

@@ -11,7 +11,7 @@ from tiny import VOCAB, make_model, make_prompts
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from exporter.bundle import write_bundle
+from exporter.bundle.outputs import write_bundle
 from exporter.circuit import Circuit, Head
 from exporter.circuit_model import CircuitModel
 from exporter.graph_options import Form, GraphOptions

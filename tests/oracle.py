@@ -1,6 +1,6 @@
 """The paper's search done plainly: a full hooked forward of the Hugging Face model for each candidate.
 
-The oracle that the engine in `exporter.search` is held to; nothing in the product uses it.
+The oracle that the engine in `exporter.search.engine` is held to; nothing in the product uses it.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from exporter.baseline import Baseline, compare_proxies, describe_machine, read_replaceable
+from exporter.bench.baseline import Baseline, compare_proxies, describe_machine, read_replaceable
+from exporter.bench.proxies import Proxies
 from exporter.errors import InputError
-from exporter.proxies import Proxies
 
 SIZE = {"nodes": 50, "parameters": 1000, "weight_bytes": 4000, "file_bytes": 5000}
 RECORD = {"batch": 1, "pos": 11, "speedup": 2.5, "ci95": [2.4, 2.6], "flops": 10_000, "reference_flops": 30_000}

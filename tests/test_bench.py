@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from tiny import make_model
 
-from exporter.baseline import Baseline
-from exporter.bench import run_bench
-from exporter.bench_options import BenchOptions, parse_share
-from exporter.bench_report import BenchReport
+from exporter.bench.baseline import Baseline
+from exporter.bench.options import BenchOptions, parse_share
+from exporter.bench.report import BenchReport
+from exporter.bench.run import run_bench
 from exporter.errors import InputError, RegressionError, UsageError
 from exporter.measure import Call, Comparison, Effort, count_cores
 from exporter.onnx_export import export_onnx

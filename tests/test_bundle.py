@@ -15,8 +15,8 @@ from test_generate import decode
 from tiny import VARIANTS
 from tokenizers import Tokenizer
 
-from exporter.bundle import is_bundle
-from exporter.card import find_licence
+from exporter.bundle.card import find_licence
+from exporter.bundle.outputs import is_bundle
 from exporter.errors import InputError
 from exporter.graph_options import Form
 from exporter.manifest import Manifest, hash_file

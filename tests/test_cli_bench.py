@@ -18,8 +18,8 @@ from test_bench import plant_mlp
 from tiny import make_model
 
 import exporter
-from exporter import bench as bench_module
-from exporter.baseline import Baseline
+from exporter.bench import run as run_module
+from exporter.bench.baseline import Baseline
 from exporter.onnx_export import export_onnx
 
 QUICK = ("--batch", 2, "--threads", 1, "--seconds", 0.1)
@@ -110,7 +110,7 @@ def test_a_baseline_is_written_when_asked_and_held_against(pair: tuple[Path, Pat
 
 def test_what_stands_there_is_not_overwritten(pair: tuple[Path, Path], tmp_path: Path, run: Run,
                                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr(bench_module, "run_bench", lambda *_, **__: pytest.fail("measured first"))
+    monkeypatch.setattr(run_module, "run_bench", lambda *_, **__: pytest.fail("measured first"))
     (tmp_path / "package.json").write_text("{}")
     arguments = ("bench", pair[0], "--against", pair[1], "--update-baseline", "--baseline")
     run.fails(3, "it is not overwritten", *arguments, tmp_path / "package.json")

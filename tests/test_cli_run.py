@@ -17,8 +17,8 @@ from test_bundle import run_script
 from test_generate import decode
 from test_verify import corrupt
 
-from exporter import bundle as bundle_module
 from exporter import pipeline
+from exporter.bundle import outputs
 from exporter.circuit import Circuit
 from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
@@ -189,7 +189,7 @@ class TestWriting:
             raise InputError("no card")
 
         with monkeypatch.context() as patch:
-            patch.setattr(bundle_module, "render_card", fail)
+            patch.setattr(outputs, "render_card", fail)
             run.fails(3, "no card", *arguments)
         assert {path.name for path in tmp_path.iterdir()} == {"c.json"}
         export = pipeline.export_onnx

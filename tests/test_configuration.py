@@ -11,10 +11,10 @@ import pytest
 from gguf_files import make_llama
 from transformers import LlamaForCausalLM
 
-from exporter.configuration import REFUSED, check_config, read_config
 from exporter.errors import InputError
 from exporter.families import FAMILIES
 from exporter.loading import bundled_path, load_model
+from exporter.sources.configuration import REFUSED, check_config, read_config
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

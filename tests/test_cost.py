@@ -6,8 +6,8 @@ import pytest
 from tiny import all_heads, make_model
 
 from exporter.circuit import Circuit, Head
-from exporter.cost import count_flops, count_once_flops, count_search_bytes, count_search_flops, plan_memory
 from exporter.errors import InputError
+from exporter.search.cost import count_flops, count_once_flops, count_search_bytes, count_search_flops, plan_memory
 
 N, T = 10, 5
 

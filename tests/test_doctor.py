@@ -12,8 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from exporter import doctor
-from exporter.doctor import Check, diagnose
+from exporter.cli import doctor
+from exporter.cli.doctor import Check, diagnose
 from exporter.errors import InputError
 
 NAMES = [
@@ -148,7 +148,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hub_that_hangs_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import HfApi
 
-    from exporter import hub
+    from exporter.sources import hub
 
     monkeypatch.setattr(hub, "is_offline", lambda: False)
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: time.sleep(2))

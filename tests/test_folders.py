@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from test_files import entries, fill, in_child, mounted, striking
 
+from exporter.bundle.folders import OutputFolder
 from exporter.errors import InputError
 from exporter.files import recover
-from exporter.folders import OutputFolder
 
 OLD = {"a": "old a", "only old": "x"}
 NEW = {"a": "new a", "sub/b": "new b", "c": "new c"}

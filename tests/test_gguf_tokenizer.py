@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from exporter.errors import InputError
-from exporter.gguf_tokenizer import load_gguf_tokenizer
 from exporter.loading import bundled_path
+from exporter.sources.gguf_tokenizer import load_gguf_tokenizer
 
 TEXT = "The year 1732 to 17 (CE) -- it's  \n\n\t naïve 日本語 don't<|endoftext|>Mary"
 

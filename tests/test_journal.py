@@ -10,8 +10,8 @@ from tiny import make_model, make_prompts
 
 from exporter.circuit import Decision, Head
 from exporter.errors import ExactnessError, InputError
-from exporter.journal import Journal, journal_path
-from exporter.search import find_circuit
+from exporter.search.engine import find_circuit
+from exporter.search.journal import Journal, journal_path
 
 KEY = {"model": "abc", "alpha": 0.1, "versions": {"torch": "2"}}
 DECISIONS = [Decision(Head(1, i), 0.1 * i, 0.1 * i + 1 / 3, i % 2 == 0) for i in range(4)]

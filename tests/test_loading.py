@@ -19,17 +19,17 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
-from exporter.checkpoint import Precision
 from exporter.errors import InputError, UsageError
-from exporter.hub import GPT2_SMALL, fetch_snapshot
 from exporter.loading import LanguageModel, bundled_path, load_model
+from exporter.sources.checkpoint import Precision
+from exporter.sources.hub import GPT2_SMALL, fetch_snapshot
 
 Save = Callable[..., Path]
 
 # Loads each [source, revision] of argv[1] and prints a JSON list of what came out, with the seconds it took.
 LOAD = """
 import json, sys, time
-import exporter.checkpoint, transformers
+import exporter.sources.checkpoint, transformers
 from exporter.errors import InputError
 from exporter.loading import load_model
 if len(sys.argv) > 2:  # a name lookup that hangs, as behind a broken resolver
@@ -272,7 +272,7 @@ def test_a_revision_is_for_hub_names(source: str, save_gpt2: Save) -> None:
 
 
 def test_whether_the_hub_answers(hub: FakeHub, save_gpt2: Save, unused_port: int, tmp_path: Path) -> None:
-    code = "from exporter.hub import hub_answers; print(hub_answers(seconds=10))"
+    code = "from exporter.sources.hub import hub_answers; print(hub_answers(seconds=10))"
 
     def ask(url: str) -> str:
         env = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import typer
 
-import exporter.cli
+import exporter.cli.main
 from exporter import errors
 from exporter.__main__ import run_command
 
@@ -30,7 +30,7 @@ def run_app(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object], *argu
     def command(number: int = 0, debug: bool = False) -> object:
         return action()
 
-    monkeypatch.setattr(exporter.cli, "app", app)
+    monkeypatch.setattr(exporter.cli.main, "app", app)
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     code = run_command(list(arguments))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
@@ -166,11 +166,11 @@ def test_ctrl_c_during_the_imports_is_one_line(at: int) -> None:
 def test_ctrl_c_within_exec_still_ends_with_an_exit_code(tmp_path: Path) -> None:
     """Named tuples are made with exec, and `python -m` kills itself for a plain KeyboardInterrupt that passed it."""
     code = """
-        import exporter.cli
+        import exporter.cli.main
         from exporter.__main__ import main
         import typer
 
-        exporter.cli.app = app = typer.Typer()
+        exporter.cli.main.app = app = typer.Typer()
 
         @app.command()
         def run():
@@ -215,11 +215,11 @@ def test_a_real_signal_to_a_real_process(number: int, tmp_path: Path) -> None:
     code = """
         import sys, time
         from pathlib import Path
-        import exporter.cli
+        import exporter.cli.main
         from exporter.__main__ import main
         import typer
 
-        exporter.cli.app = app = typer.Typer()
+        exporter.cli.main.app = app = typer.Typer()
 
         @app.command()
         def wait(path: str):
@@ -246,11 +246,11 @@ def test_a_real_signal_to_a_real_process(number: int, tmp_path: Path) -> None:
 
 PRINTS = """
     import sys
-    import exporter.cli
+    import exporter.cli.main
     from exporter.__main__ import main
     import typer
 
-    exporter.cli.app = app = typer.Typer()
+    exporter.cli.main.app = app = typer.Typer()
 
     @app.command()
     def talk():

@@ -18,7 +18,7 @@ from exporter.hooks import hooked_logits, record_replacements
 from exporter.loading import LanguageModel, load_model
 from exporter.offload import is_offloaded, iterate_parameters, materialised
 from exporter.rewrite import rewrite_model
-from exporter.search import find_circuit
+from exporter.search.engine import find_circuit
 
 Save = Callable[..., Path]
 IDS = torch.arange(10)[None]

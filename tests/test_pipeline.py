@@ -25,7 +25,7 @@ from exporter.loading import load_model
 from exporter.manifest import Manifest
 from exporter.onnx_export import OnnxDescription, export_onnx
 from exporter.rewrite import rewrite_model
-from exporter.search import find_circuit
+from exporter.search.engine import find_circuit
 from exporter.tasks import SplitSizes, load_task
 
 SMALL = ("--patching-prompts", "20", "--selection-prompts", "20", "--test-prompts", "30")

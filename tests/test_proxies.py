@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny import VOCAB, make_model
 
+from exporter.bench.proxies import count_proxies
 from exporter.errors import InputError
 from exporter.onnx_export import export_onnx
-from exporter.proxies import count_proxies
 
 N = TensorProto.FLOAT
 

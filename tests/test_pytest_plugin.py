@@ -16,7 +16,7 @@ from test_bench import plant_mlp
 from tiny import make_model
 
 import exporter
-from exporter.baseline import Baseline
+from exporter.bench.baseline import Baseline
 from exporter.onnx_export import export_onnx
 
 ROOT = Path(exporter.__file__).parent.parent

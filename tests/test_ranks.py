@@ -16,7 +16,7 @@ from tiny import make_prompts
 
 from exporter.circuit import Circuit
 from exporter.errors import InputError
-from exporter.ranks import SOLO, Ranks
+from exporter.search.ranks import SOLO, Ranks
 
 ROOT = Path(__file__).parent.parent
 

@@ -22,7 +22,7 @@ from exporter.manifest import Manifest
 # Imports everything once and then forks a child for each command line that it reads: a job starts in no time.
 NURSERY = """
 import json, os, sys
-import exporter.cli, exporter.pipeline, exporter.display
+import exporter.cli.main, exporter.pipeline, exporter.cli.display
 from exporter.__main__ import run_command
 exporter.pipeline.LATENCY_BLOCKS = 2
 for line in sys.stdin:

@@ -15,12 +15,12 @@ from oracle import find_circuit_hooked
 from tiny import VARIANTS, make_model, make_prompts, models
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from exporter import search
 from exporter.circuit import MLP, Circuit, Component, Decision, Head
 from exporter.dataset import Dataset
 from exporter.errors import InputError
 from exporter.loading import LanguageModel
-from exporter.search import find_circuit
+from exporter.search import engine
+from exporter.search.engine import find_circuit
 from exporter.sublayers import Step
 
 
@@ -117,8 +117,8 @@ def test_logits_far_from_what_the_dense_model_expects(monkeypatch: pytest.Monkey
         passes.append(bool(total.isfinite().all()))
         return total
 
-    search_sum_exp = search._sum_exp
-    monkeypatch.setattr(search, "_sum_exp", sum_exp)
+    search_sum_exp = engine._sum_exp
+    monkeypatch.setattr(engine, "_sum_exp", sum_exp)
     found, expected = find_circuit(model, *sets, alpha=5.0), find_circuit_hooked(model, *sets, alpha=5.0)
     assert passes.count(False) >= 3
     assert all(after for before, after in pairwise(passes) if not before)
@@ -137,12 +137,12 @@ def test_groups_of_heads_broken_by_a_survivor_and_resumed_anywhere(monkeypatch: 
     sets = make_prompts(9, 4, seed=1), make_prompts(100, 4, seed=2)
     groups: list[int] = []
 
-    def evaluate(self: search._Search, without: list[search._Residual], above: list[Step]) -> list[float]:
+    def evaluate(self: engine._Search, without: list[engine._Residual], above: list[Step]) -> list[float]:
         groups.append(len(without))
         return search_evaluate(self, without, above)
 
-    search_evaluate = search._Search._evaluate
-    monkeypatch.setattr(search._Search, "_evaluate", evaluate)
+    search_evaluate = engine._Search._evaluate
+    monkeypatch.setattr(engine._Search, "_evaluate", evaluate)
     whole = find_circuit(model, *sets, alpha=0.02)
     kept = [step.component for step in whole.trace[:10] if not step.removed]
     assert kept == [Head(1, 2)]

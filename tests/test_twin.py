@@ -12,12 +12,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny import make_model
 
+from exporter.bench.proxies import count_proxies
+from exporter.bench.twin import strip_weights, write_twin
+from exporter.bench.workload import BoundModel, choose_workload
 from exporter.errors import InputError
 from exporter.graph_options import Form, GraphOptions
 from exporter.onnx_export import export_onnx
-from exporter.proxies import count_proxies
-from exporter.twin import strip_weights, write_twin
-from exporter.workload import BoundModel, choose_workload
 
 
 @pytest.mark.parametrize("form", ["plain", "masked", "past"])

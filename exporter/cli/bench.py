@@ -18,9 +18,9 @@ from exporter.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from exporter.baseline import Baseline
-    from exporter.bench_options import BenchOptions
-    from exporter.bench_report import BenchReport
+    from exporter.bench.baseline import Baseline
+    from exporter.bench.options import BenchOptions
+    from exporter.bench.report import BenchReport
 
 
 def bench(
@@ -65,9 +65,9 @@ def bench(
 
     Example: [bold]export-circuit bench model.onnx --min-speedup 10 --baseline baseline.json[/bold]
     """
-    from exporter.baseline import Baseline, read_replaceable
-    from exporter.bench_options import BenchOptions, parse_share
-    from exporter.display import make_screen
+    from exporter.bench.baseline import Baseline, read_replaceable
+    from exporter.bench.options import BenchOptions, parse_share
+    from exporter.cli.display import make_screen
 
     options = BenchOptions(
         batches=tuple(batch or ()),
@@ -119,7 +119,7 @@ def _measure(
     """Measure, with the dense model in a temporary folder where nothing else is given to measure against."""
     from rich.console import Console
 
-    from exporter.bench import needs_reference, run_bench
+    from exporter.bench.run import needs_reference, run_bench
 
     if against is not None and model is not None:
         raise UsageError("--model says where the dense model is, --against replaces it; give one of them")

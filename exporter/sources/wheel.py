@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exporter.checkpoint import hash_files
 from exporter.errors import InputError
 from exporter.families import FAMILIES
-from exporter.gguf import load_gguf
-from exporter.hub import WEIGHTS
+from exporter.sources.checkpoint import hash_files
+from exporter.sources.gguf import load_gguf
+from exporter.sources.hub import WEIGHTS
 
 SMOLLM2 = "smollm2"
 _SECONDS = 600.0  # for the whole download, 93 MB

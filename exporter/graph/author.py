@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from exporter.circuit_model import CircuitModel
-from exporter.graph_inputs import InputAuthor
-from exporter.graph_nodes import make_value
+from exporter.graph.inputs import InputAuthor
+from exporter.graph.nodes import make_value
 from exporter.graph_options import GraphOptions
 from exporter.slicing import add_constants
 from exporter.sublayers import MLP, Attention, Norm, Step

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exporter.circuit_model import CircuitModel
-from exporter.graph_nodes import NodeAuthor, make_value
+from exporter.graph.nodes import NodeAuthor, make_value
 from exporter.graph_options import GraphOptions
 from exporter.positions import Rotary
 

@@ -14,10 +14,10 @@ from exporter.circuit import Head
 
 if TYPE_CHECKING:  # torch is not needed to draw a table
     from exporter.circuit import Circuit, Decision
+    from exporter.cli.doctor import Check
+    from exporter.cli.inspection import Inspection
     from exporter.data_check import Alignment, DataReport
-    from exporter.doctor import Check
     from exporter.evaluate import Accuracy
-    from exporter.inspection import Inspection
     from exporter.manifest import Manifest, ModelInfo
 
 STAGES = {

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from exporter.configuration import one_line, read_json, refuse_code
 from exporter.errors import InputError
-from exporter.hub import TOKENIZERS, WEIGHTS, WEIGHTS_INDEX
 from exporter.offload import DeviceMap, OffloadFolder, iterate_parameters
+from exporter.sources.configuration import one_line, read_json, refuse_code
+from exporter.sources.hub import TOKENIZERS, WEIGHTS, WEIGHTS_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
-from exporter.checkpoint import check_tokenizer, finish_model, quiet_transformers
-from exporter.configuration import REFUSED, check_config, check_family, one_line
 from exporter.errors import InputError
-from exporter.gguf_tokenizer import LISTS, load_gguf_tokenizer
+from exporter.sources.checkpoint import check_tokenizer, finish_model, quiet_transformers
+from exporter.sources.configuration import REFUSED, check_config, check_family, one_line
+from exporter.sources.gguf_tokenizer import LISTS, load_gguf_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

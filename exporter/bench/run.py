@@ -22,14 +22,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from exporter.baseline import Baseline, compare_proxies
-from exporter.bench_options import BenchOptions
-from exporter.bench_report import BatchResult, BenchReport
+from exporter.bench.baseline import Baseline, compare_proxies
+from exporter.bench.options import BenchOptions
+from exporter.bench.proxies import Proxies, count_proxies
+from exporter.bench.report import BatchResult, BenchReport
+from exporter.bench.twin import write_twin
+from exporter.bench.workload import BoundModel, Workload, choose_workload
 from exporter.errors import InputError, UsageError
 from exporter.measure import Call, Comparison, Effort, compare_calls, count_cores
-from exporter.proxies import Proxies, count_proxies
-from exporter.twin import write_twin
-from exporter.workload import BoundModel, Workload, choose_workload
 
 DEFAULT_BATCHES = (1, 32)
 TWIN = "baseline.onnx"

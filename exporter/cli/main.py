@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
-from exporter import cli_bench, cli_data, cli_run
+from exporter.cli.bench import bench
+from exporter.cli.data import check_data, make_data
+from exporter.cli.run import run
 from exporter.errors import UsageError
 
 app = typer.Typer(
@@ -21,17 +23,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.command("check-data")(cli_data.check_data)
-app.command("make-data")(cli_data.make_data)
-app.command("run")(cli_run.run)
-app.command("bench")(cli_bench.bench)
+app.command("check-data")(check_data)
+app.command("make-data")(make_data)
+app.command("run")(run)
+app.command("bench")(bench)
 
 AblationChoice = Literal["mean", "zero"]
 MeanChoice = Literal["position", "global"]
 
 
 def _screen(*, quiet: bool = False) -> Console:
-    from exporter.display import make_screen
+    from exporter.cli.display import make_screen
 
     return make_screen(quiet=quiet)
 
@@ -179,7 +181,7 @@ def export(
     if dry_run:
         _print_plan(job, quiet=quiet, as_json=as_json)
         return
-    from exporter.display import JobProgress, render_result
+    from exporter.cli.display import JobProgress, render_result
 
     errors, start = _errors(), time.perf_counter()
     silent = quiet or as_json or int(os.environ.get("RANK", "0")) > 0
@@ -206,7 +208,7 @@ def _print_notes(notes: tuple[str, ...]) -> None:
 
 
 def _print_plan(job: object, *, quiet: bool, as_json: bool) -> None:
-    from exporter.display import render_plan
+    from exporter.cli.display import render_plan
     from exporter.job import Job, prepare
 
     assert isinstance(job, Job)
@@ -228,8 +230,8 @@ def tasks(
 
     Example: [bold]export-circuit tasks[/bold]
     """
+    from exporter.cli.display import render_tasks
     from exporter.data_check import require_tokenizer
-    from exporter.display import render_tasks
     from exporter.loading import load_model
     from exporter.tasks import list_tasks
 
@@ -249,8 +251,8 @@ def inspect(
 
     Example: [bold]export-circuit inspect model.onnx[/bold]
     """
-    from exporter.display import render_inspection
-    from exporter.inspection import inspect_file
+    from exporter.cli.display import render_inspection
+    from exporter.cli.inspection import inspect_file
 
     found = inspect_file(file)
     if as_json:
@@ -297,8 +299,8 @@ def doctor(
     """
     from dataclasses import asdict
 
-    from exporter.display import render_checks
-    from exporter.doctor import diagnose
+    from exporter.cli.display import render_checks
+    from exporter.cli.doctor import diagnose
     from exporter.errors import MissingRuntimeError
 
     checks = diagnose()

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from exporter.circuit import MLP, Ablation, Align, Circuit, Component, Decision, Head, Mean
 from exporter.circuit_model import CircuitModel, HasDense
-from exporter.cost import group_by_layer, plan_memory
 from exporter.dataset import Dataset
 from exporter.errors import InputError
 from exporter.means import Replacements, compute_replacements
 from exporter.positions import Positions
-from exporter.ranks import SOLO, Ranks
+from exporter.search.cost import group_by_layer, plan_memory
+from exporter.search.ranks import SOLO, Ranks
 from exporter.slicing import slice_step
 from exporter.sublayers import Attention, Step, run_to_last
 

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from exporter.baseline import SCHEMA, Baseline, BatchRecord, GraphSize, describe_machine
+from exporter.bench.baseline import SCHEMA, Baseline, BatchRecord, GraphSize, describe_machine
+from exporter.bench.proxies import Proxies
+from exporter.bench.twin import strip_weights
 from exporter.errors import RegressionError, UsageError
 from exporter.measure import Place
-from exporter.proxies import Proxies
-from exporter.twin import strip_weights
 
 _MOST_SAID = 2
 

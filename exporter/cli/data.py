@@ -24,8 +24,8 @@ def check_data(
 
     Example: [bold]export-circuit check-data my.jsonl[/bold]
     """
+    from exporter.cli.display import make_screen, render_data_report
     from exporter.data_check import check_data as check
-    from exporter.display import make_screen, render_data_report
     from exporter.loading import load_model
     from exporter.tasks import DataFileError
 
@@ -67,7 +67,7 @@ def make_data(
 
     Example: [bold]export-circuit make-data --template "{city} lies in" --fill cities.csv --out my.jsonl[/bold]
     """
-    from exporter.display import make_screen
+    from exporter.cli.display import make_screen
     from exporter.files import OutputSet
     from exporter.tasks.fill import fill_template
 

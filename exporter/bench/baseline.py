@@ -22,9 +22,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from exporter.bench.proxies import Proxies
 from exporter.errors import InputError
 from exporter.files import OutputSet, recover
-from exporter.proxies import Proxies
 
 SCHEMA: Literal[1] = 1
 _REMEDY = "write a new one with --update-baseline"

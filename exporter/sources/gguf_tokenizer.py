@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from exporter.configuration import one_line
 from exporter.errors import InputError
+from exporter.sources.configuration import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,16 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from exporter.card import render_card
+from exporter.bundle.card import render_card
+from exporter.bundle.folders import OutputFolder
+from exporter.bundle.runner import render_runner
 from exporter.errors import InputError
 from exporter.files import OutputSet
-from exporter.folders import OutputFolder
 from exporter.graph_options import Form
 from exporter.loading import LanguageModel
 from exporter.manifest import Manifest, hash_file
 from exporter.onnx_export import read_metadata
 from exporter.prompting import CONFIG, GENERATION, MODEL, RUNNER, TOKENIZER
-from exporter.runner import render_runner
 from exporter.runtime import IN_VOCABULARY, MAX_LENGTH_KEY, name_form
 
 MANIFEST, CARD, GENAI = "model.json", "README.md", "genai_config.json"

@@ -15,9 +15,9 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 
 from exporter.errors import InputError, MissingRuntimeError
-from exporter.hub import GPT2_SMALL, hub_answers, is_offline
 from exporter.loading import bundled_path
 from exporter.runtime import import_onnxruntime
+from exporter.sources.hub import GPT2_SMALL, hub_answers, is_offline
 
 Status = Literal["ok", "warn", "missing"]
 

@@ -1,0 +1,1 @@
+"""Latency held against a reference, a bar or a baseline: `export-circuit bench` and its pytest fixture."""

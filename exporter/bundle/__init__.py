@@ -1,0 +1,1 @@
+"""A folder that is all a user needs, and how it is written."""
