@@ -74,7 +74,7 @@ def open_decoder(path: Path) -> Decoder:
 
 
 def _find_source(model: Path) -> Path:
-    """The folder of the dense model that an ONNX file names, where it is on this machine."""
+    """The folder of the dense model that an ONNX file names, or its GGUF file, where it is on this machine."""
     from exporter.loading import bundled_path
     from exporter.manifest import Origin
     from exporter.sources.hub import cached_snapshot
@@ -84,7 +84,7 @@ def _find_source(model: Path) -> Path:
     if dense.name == SMOLLM2:
         return fetch_smollm2()[0]
     folder = bundled_path() if dense.name == "bundled" else Path(dense.name).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.suffix == ".gguf" and folder.is_file()):
         return folder
     if snapshot := cached_snapshot(dense.name, revision=dense.revision) if "/" in dense.name else None:
         return snapshot
@@ -94,6 +94,10 @@ def _find_source(model: Path) -> Path:
 def _read_tokenizer(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
+    if folder.is_file():
+        from exporter.sources.gguf import load_tokenizer
+
+        return _take_backend(load_tokenizer(folder), folder)
     if not (folder / TOKENIZER).is_file():
         return _convert_tokenizer(folder)
     try:
@@ -111,15 +115,23 @@ def _convert_tokenizer(folder: Path) -> Tokenizer:
 
     from exporter.sources.checkpoint import load_tokenizer
 
-    found = load_tokenizer(folder, SimpleNamespace(vocab_size=float("inf")))
-    backend: Tokenizer | None = getattr(found, "backend_tokenizer", None)
+    return _take_backend(load_tokenizer(folder, SimpleNamespace(vocab_size=float("inf"))), folder)
+
+
+def _take_backend(tokenizer: object, source: Path) -> Tokenizer:
+    backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InputError(f"{folder} has no {TOKENIZER}; export with --bundle, and run that folder")
+        raise InputError(f"{source} has no {TOKENIZER}; export with --bundle, and run that folder")
     return backend
 
 
 def _read_stop_ids(folder: Path) -> Sequence[int]:
-    """End-of-text tokens: of generation_config.json, else of config.json."""
+    """End-of-text tokens: of generation_config.json, else of config.json; of a GGUF file, its own."""
+    if folder.is_file():
+        from exporter.sources.gguf import read_header
+
+        stop = read_header(folder).settings.get("tokenizer.ggml.eos_token_id")
+        return [stop] if isinstance(stop, int) else []
     for name in (GENERATION, CONFIG):
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")

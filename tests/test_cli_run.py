@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from bundles import make_bundle, make_dense, to_text
 from conftest import Run
+from gguf_files import make_gpt2, write_gguf
 from test_bundle import run_script
 from test_generate import decode
 from test_verify import corrupt
@@ -24,6 +25,7 @@ from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.loading import bundled_path, load_model
 from exporter.manifest import Manifest, hash_file
+from exporter.prompting import _read_stop_ids, _read_tokenizer
 from exporter.rewrite import rewrite_model
 from exporter.tasks import SplitSizes, load_task
 
@@ -149,10 +151,22 @@ def test_run_reads_an_older_tokenizer_of_the_dense_model(exported: Path, tmp_pat
     (old / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
     (old / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 50256}))
     (old / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    from exporter.prompting import _read_stop_ids, _read_tokenizer
-
     assert _read_tokenizer(old).encode(PROMPT).ids == before
     assert _read_stop_ids(old) == [50256]
+
+
+def test_run_reads_the_tokenizer_of_a_gguf_file(tmp_path: Path, run: Run) -> None:
+    gguf = write_gguf(tmp_path / "m.gguf", make_gpt2(), settings={"tokenizer.ggml.eos_token_id": 31})
+    model = load_model(gguf)
+    (tmp_path / "c.json").write_text(json.dumps(CIRCUIT | {"ablation": "zero", "mean": "global"}))
+    lines = [{"prompt": f"{a}ab{b}", "answer": b} for a in "cdefghijk" for b in "lmnopqrst"]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = ("--task", tmp_path / "t.jsonl", "--model", gguf, "--circuit", tmp_path / "c.json", "--force")
+    run.succeeds(*arguments, "--out", tmp_path / "m.onnx")
+    found = json.loads(run.succeeds("run", tmp_path / "m.onnx", "cab<26>", "--json"))
+    assert model.tokenizer is not None
+    assert found["prompt_ids"] == model.tokenizer("cab<26>")["input_ids"]
+    assert _read_stop_ids(gguf) == [31]
 
 
 class TestWriting:

@@ -176,7 +176,7 @@ def render_summary(results: Results) -> str:
         records = select(results["latency"], case=case, provider="cpu")
         threads = max(r["threads"] for r in records)
         timed = {(r["contestant"], r["batch"]): r for r in select(records, threads=threads)}
-        batches = [batch for batch in (1, 8, 32) if ("dense", batch) in timed]
+        batches = [batch for batch in (1, 32) if ("dense", batch) in timed]
         times = [[timed.get((name, batch)) for batch in batches] for name in ("dense", "paper", "answers", "int8")]
         files = [
             find(results["footprint"], case=case, contestant=name, provider="cpu")

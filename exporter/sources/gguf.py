@@ -84,10 +84,20 @@ def load_gguf(
         config = _load_config(header, path)
         _check_tensors(header, config, path)
         model = _load_model(config, path, dtype)
-        tokenizer = load_gguf_tokenizer(header.settings, path)
+    tokenizer = _build_tokenizer(header, path)
     if tokenizer is not None:
         check_tokenizer(tokenizer, config, path)
     return model.config, finish_model(model, path, dtype), tokenizer
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer alone, or None where the file has none. Raises InputError."""
+    return _build_tokenizer(read_header(path), path)
+
+
+def _build_tokenizer(header: GgufHeader, path: Path) -> PreTrainedTokenizerBase | None:
+    with quiet_transformers(), redirect_stderr(io.StringIO()):
+        return load_gguf_tokenizer(header.settings, path)
 
 
 def describe_types(header: GgufHeader) -> str:
