@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from bundles import EVEN, make_bundle, to_text
+import torch
+from bundles import EVEN, make_bundle, make_dense, to_text
 from conftest import Run
 from test_pipeline import SMALL
 
 from exporter import served
+from exporter.dataset import Dataset
 from exporter.errors import InputError
 from exporter.generate import generate_greedy
 from exporter.graph_options import GraphOptions
 from exporter.loading import load_model
 from exporter.manifest import Manifest, Origin
 from exporter.onnx_export import read_metadata
+from exporter.pipeline import N_EXAMPLES, _give_examples
 from exporter.runtime import EXAMPLES_KEY, open_session, run_logits
 from exporter.tasks import SplitSizes, load_task
 
@@ -73,6 +76,18 @@ def test_answers_and_the_tasks_vocabulary(export: Callable[..., Manifest], tmp_p
     ids[0, 4] = 11  # a comma
     with pytest.raises(InputError, match="not made for"):
         run_logits(session, ids)
+
+
+def test_the_examples_are_those_that_rounding_changes_least() -> None:
+    dense = make_dense().dense
+    ids = torch.randint(len(dense.W_E), (40, 5), generator=torch.Generator().manual_seed(0))
+    found = json.loads(_give_examples(dense, Dataset(ids, ids[:, 0]), GraphOptions()))
+    margins = dense.next_token_logits(ids).topk(2).values.diff().abs()[:, 0]  # (prompt,)
+    surest = sorted(margins.argsort(descending=True)[:N_EXAMPLES].tolist())
+    assert found["input_ids"] == ids[surest].tolist()
+    assert found["answers"] == dense.next_token_logits(ids[surest]).argmax(-1).tolist()
+    one = json.loads(_give_examples(dense, Dataset(ids, ids[:, 0]), GraphOptions(logits="answers", answer_ids=(3,))))
+    assert one["answers"] == [3] * N_EXAMPLES
 
 
 @pytest.mark.parametrize("options", [(), ("--int8-scales", "token"), ("--target", "ort")], ids=" ".join)
