@@ -67,7 +67,7 @@ def nursery() -> Iterator[Nursery]:
 
 def job(model: Path, out: Path) -> list[object]:
     return [
-        "--task", "acronym", "--model", model, "--out", out, "--alpha", "0.0001", "--quiet", "--resume", "--force",
+        "--task", "acronym", "--model", model, "--out", out, "--alpha", "0.003", "--quiet", "--resume", "--force",
         "--patching-prompts", "20", "--selection-prompts", "150", "--test-prompts", "20",
     ]  # fmt: skip
 
@@ -75,12 +75,14 @@ def job(model: Path, out: Path) -> list[object]:
 def test_twenty_kills_and_the_same_bytes(
     nursery: Nursery, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
-    model, name = make_checkpoint(n_layer=5, n_head=4), "m.onnx"
+    model, name = make_checkpoint(n_layer=5, n_head=4, initializer_range=0.2), "m.onnx"
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     start = time.perf_counter()
     assert nursery.run(*job(model, tmp_path / "whole" / name)) == 0
-    searching = Manifest.load(tmp_path / "whole" / "m.json").seconds
+    manifest = Manifest.load(tmp_path / "whole" / "m.json")
+    assert manifest.circuit["heads"] and manifest.circuit["mlps"]
+    searching = manifest.seconds
     until_written = time.perf_counter() - start - searching["measure"]
     rng, out, kills, decided = random.Random(0), tmp_path / "killed" / name, 0, [0]
     while kills < 20:
@@ -107,7 +109,7 @@ def assert_same_result(out: Path, expected: Path) -> None:
 def test_the_journal_of_other_options_is_refused(
     nursery: Nursery, run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
-    model, out = make_checkpoint(n_layer=5, n_head=4), tmp_path / "m.onnx"
+    model, out = make_checkpoint(n_layer=5, n_head=4, initializer_range=0.2), tmp_path / "m.onnx"
     journal = tmp_path / "m.onnx.journal"
     nursery.run(*job(model, out), kill_when=lambda: journal.exists() and journal.read_bytes().count(b"\n") > 2)
     before = journal.read_bytes()

@@ -200,7 +200,10 @@ class _Target:
         counted = counted.to(dense.W_U.device)
         log_p = torch.log_softmax(dense.unembed(last)[counted].float(), dim=-1)  # (answer, vocab)
         p = log_p.exp()
-        return cls(counted, (p @ dense.W_U.float()).double(), (p.double() * log_p).sum(-1))
+        expected = p.new_zeros(len(p), dense.W_U.shape[1], dtype=torch.float64)
+        for weights, tokens in zip(p.split(_VOCAB_BLOCK, dim=1), dense.W_U.split(_VOCAB_BLOCK), strict=True):
+            expected += weights @ tokens.float()  # summed in one order, whichever thread is done first
+        return cls(counted, expected, (p.double() * log_p).sum(-1))
 
     def kl(self, dense: CircuitModel, last: Tensor) -> Tensor:
         """Sum over answers of KL(P || Q), Q the distribution that a last residual gives.
