@@ -130,11 +130,13 @@ def _describe(error: BaseException) -> tuple[str, int]:
         errno.EROFS,
         errno.EACCES,
         errno.EPERM,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
     ):
-        where = f" ({error.filename})" if error.filename else ""
-        return _error_line(f"cannot read or write: {error.strerror}{where}; free space or mend permissions"), (
-            InputError.exit_code
-        )
+        where = f" ({str(error.filename)[:120]})" if error.filename else ""
+        return _error_line(
+            f"cannot read or write: {error.strerror}{where}; free space, mend permissions or give another name"
+        ), InputError.exit_code
     return _describe_other(error)
 
 

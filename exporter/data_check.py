@@ -105,6 +105,12 @@ def require_fitness(task: str, model: LanguageModel, dataset: Dataset, *, force:
             f"{model.name} cannot do the task {task}: its accuracy on the selection set is {fitness}; choose another "
             "model or other prompts (export-circuit check-data shows them), or go on with --force"
         )
+    return describe_doubt(task, model, dataset, fitness.dense)
+
+
+def describe_doubt(task: str, model: LanguageModel, dataset: Dataset, dense: Accuracy) -> tuple[str, ...]:
+    """What there is to say of a task that the dense model has this accuracy at; nothing where it is above chance."""
+    fitness = Fitness(dense, find_chance(dataset))
     doubt = f"{model.name} is not known to be better than chance at {task}: its accuracy is {fitness}"
     return () if fitness.verdict == "yes" else (doubt,)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +68,13 @@ def export_onnx(
     if options.logits == "answers":
         props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
-    ir.save(written, path, external_data=f"{Path(path).name}.data" if options.external_data else None)
+    try:
+        ir.save(written, path, external_data=f"{Path(path).name}.data" if options.external_data else None)
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy writes the weights, and does not say that it was the disk that ended
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     return describe_onnx(path)
 
 
@@ -95,10 +103,7 @@ def require_growing(*, by_position: bool, align: Align) -> None:
 
 def describe_onnx(path: str | Path) -> OnnxDescription:
     """Read inputs, outputs, opset, IR version and node count of an ONNX file; raises InputError."""
-    try:
-        proto = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf and onnx raise many types here, all of which mean the same
-        raise InputError(f"{path} is not a readable ONNX file ({str(error).splitlines()[0][:120]})") from error
+    proto = _load_graph(path)
     return OnnxDescription(
         opset=max((o.version for o in proto.opset_import if o.domain == ""), default=0),
         ir_version=proto.ir_version,
@@ -110,10 +115,31 @@ def describe_onnx(path: str | Path) -> OnnxDescription:
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata_props of an ONNX file; raises InputError."""
+    return {prop.key: prop.value for prop in _load_graph(path).metadata_props}
+
+
+def _load_graph(path: str | Path) -> onnx.ModelProto:
+    """The file without the weights that are beside it, which have to be there; raises InputError."""
+    if not Path(path).exists():
+        raise InputError(f"no file {str(path)!r}; give an ONNX file")
     try:
-        return {prop.key: prop.value for prop in onnx.load(path, load_external_data=False).metadata_props}
-    except Exception as error:  # as above
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf and onnx raise many types here, all of which mean the same
         raise InputError(f"{path} is not a readable ONNX file ({str(error).splitlines()[0][:120]})") from error
+    ends: dict[str, int] = {}  # of the weights in each file
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            known = {entry.key: entry.value for entry in tensor.external_data}
+            end = int(known.get("offset", 0)) + int(known.get("length", 0))
+            ends[known["location"]] = max(ends.get(known["location"], 0), end)
+    for name, end in ends.items():
+        beside = Path(path).parent / name
+        if not beside.is_file() or beside.is_symlink() or beside.stat().st_size < end:
+            what = "is too short" if beside.is_file() and not beside.is_symlink() else "is not there"
+            raise InputError(
+                f"{path} has its weights in {name}, which {what}; put the two side by side, or export again"
+            )
+    return proto
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[str | int]:

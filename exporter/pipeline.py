@@ -19,7 +19,7 @@ import torch
 from exporter.bundle.outputs import open_outputs
 from exporter.circuit import Circuit, Decision
 from exporter.circuit_model import CircuitModel
-from exporter.data_check import require_tokenizer
+from exporter.data_check import describe_doubt, require_tokenizer
 from exporter.dataset import Dataset
 from exporter.errors import InputError, MissingRuntimeError
 from exporter.evaluate import evaluate_circuit
@@ -33,7 +33,7 @@ from exporter.measure import Latency, compare_latency
 from exporter.onnx_export import export_onnx
 from exporter.reference import load_dense
 from exporter.rewrite import fold_model, rewrite_model
-from exporter.runtime import EXAMPLES_KEY, import_onnxruntime, open_session
+from exporter.runtime import EXAMPLES_KEY, has_provider, import_onnxruntime, open_session
 from exporter.search.engine import OnDecision, find_circuit
 from exporter.search.journal import Journal, journal_path
 from exporter.search.ranks import Ranks, join_ranks
@@ -41,6 +41,7 @@ from exporter.served import Served, evaluate_file, require_precision
 from exporter.slicing import slice_model
 from exporter.tasks import (
     TaskData,
+    is_file_task,
     rebuild_task,
 )
 from exporter.verify import Exactness, verify_export
@@ -85,6 +86,11 @@ def run_job(
     if job.device == "cuda" and not torch.cuda.is_available():
         raise MissingRuntimeError(
             "no CUDA device that torch can use; leave --device out, or run `export-circuit doctor`"
+        )
+    if job.precision == "bf16" and not has_provider("cuda"):
+        raise MissingRuntimeError(
+            "bf16 runs on CUDA alone, and a file that cannot be run is not written: install export-circuit[gpu] on a "
+            "machine with a GPU, or take --precision fp16"
         )
     clock = _Clock(on_stage)
     with join_ranks(job.device) as ranks:
@@ -163,6 +169,9 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
             name: evaluate_circuit(model.dense.answer_logits, rewritten.answer_logits, prompts)
             for name, prompts in sets.items()
         }
+    # a user's own task was refused or doubted before the search; of ours it is a finding
+    failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
+    doubts = () if is_file_task(plan.job.task) else failing
     with clock.stage("measure"):
         dense_bytes, latency = _measure_dense(model.dense, path, data, plan.form)
     return Manifest(
@@ -182,7 +191,7 @@ def _build(plan: Plan, circuit: Circuit, path: Path, clock: _Clock) -> Manifest:
         files={file.name: hash_file(file) for file in (path, path.with_suffix(".onnx.data")) if file.exists()},
         seconds=clock.seconds,
         versions=collect_versions(),
-        notes=list(plan.notes),
+        notes=[*plan.notes, *doubts],
     )
 
 
@@ -201,7 +210,9 @@ def _check(
             exact = Path(folder) / path.name
             export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor"))
         exactness = verify_export(model, circuit, rewritten, exact, patching=data.patching, prompts=data.test)
-    served = evaluate_file(open_session(path), rewritten, data.test)
+    is_half = options.precision in ("fp16", "bf16")  # which is for CUDA, and fp16 can be run without
+    provider = "cuda" if is_half and has_provider("cuda") else "cpu"
+    served = evaluate_file(open_session(path, provider=provider), rewritten, data.test)
     require_precision(served, options)
     return exactness, served
 

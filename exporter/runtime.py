@@ -51,6 +51,11 @@ def has_int8_sums() -> bool:
     return info.exists() and "_vnni" in info.read_text(encoding="utf-8", errors="replace")
 
 
+def has_provider(provider: str) -> bool:
+    """Whether ONNX Runtime is there and was built with a provider, `cpu` or `cuda`."""
+    return PROVIDERS[provider] in import_onnxruntime().get_available_providers()
+
+
 def open_session(
     path: str | Path, *, provider: str = "cpu", threads: int | None = None
 ) -> onnxruntime.InferenceSession:
@@ -61,7 +66,7 @@ def open_session(
     """
     ort = import_onnxruntime()
     name = PROVIDERS[provider]
-    if name not in ort.get_available_providers():
+    if not has_provider(provider):
         raise MissingRuntimeError(
             f"ONNX Runtime here has no {name}; uninstall onnxruntime and pip install 'export-circuit[gpu]'"
         )
@@ -74,6 +79,11 @@ def open_session(
     try:
         session = ort.InferenceSession(str(path), options, providers=[name])
     except Exception as error:  # ONNX Runtime's exceptions have no common public base
+        if "external" in str(error).lower():
+            raise InputError(
+                f"{path} has its weights in a file beside it that is missing or too short; put the two side by side, "
+                "or export again"
+            ) from error
         first = str(error).splitlines()[0][:200]
         raise InputError(f"ONNX Runtime cannot load {Path(path).name}: {first}") from error
     if session.get_providers()[0] != name:

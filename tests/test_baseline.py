@@ -53,6 +53,10 @@ def test_it_round_trips_with_a_line_for_each_number(tmp_path: Path) -> None:
         ({"batches": [RECORD | {"speedup": -1}]}, r"batches\.0\.speedup"),
         ({"batches": [RECORD | {"spedup": 1}]}, r"batches\.0\.spedup"),
         ({"provider": "tpu"}, "provider"),
+        ({"batches": []}, "batches"),
+        ({"batches": [RECORD | {"batch": 10**9}]}, r"batches\.0\.batch"),
+        ({"batches": [RECORD | {"flops": -5}]}, r"batches\.0\.flops"),
+        ({"batches": [RECORD | {"ci95": [1, float("nan")]}]}, r"batches\.0\.ci95"),
     ],
 )
 def test_what_is_no_baseline_is_refused(change: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -63,7 +67,7 @@ def test_what_is_no_baseline_is_refused(change: dict[str, object], message: str,
 def test_what_is_not_there_or_not_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no baseline .*; write a new one with --update-baseline"):
         Baseline.load(tmp_path / "b.json")
-    for text in (b"{", b"\xff\xfe", b"[]"):
+    for text in (b"{", b"\xff\xfe", b"[]", b"[" * 200_000):
         (tmp_path / "b.json").write_bytes(text)
         with pytest.raises(InputError, match=r"is not JSON|is no latency baseline"):
             Baseline.load(tmp_path / "b.json")

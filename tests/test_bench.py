@@ -200,6 +200,7 @@ def test_threads_are_the_baselines_where_there_are_as_many(files: Path, baseline
     [
         {"min_speedup": 0.0}, {"min_speedup": float("nan")}, {"max_regression": -0.1},
         {"max_regression": float("inf")}, {"batches": (0,)}, {"threads": 0}, {"length": 0}, {"seconds": 0.0},
+        {"batches": (3_000_000_000,)}, {"threads": 99_999}, {"length": 2**40},
         {"gate": "none"}, {"provider": "tpu"},
     ],
     ids=str,

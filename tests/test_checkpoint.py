@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import VARIANTS, make_model, make_prompts
 
 from exporter.errors import InputError
 from exporter.loading import load_model
@@ -94,6 +95,14 @@ def test_an_untied_unembedding_is_kept(save_gpt2: Save) -> None:
     edit_weights(folder, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(InputError, match=r"lacks the tensor lm_head\.weight"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", VARIANTS)
+def test_what_any_family_saves_is_loaded_as_the_same_model(family: str, tied: bool, tmp_path: Path) -> None:
+    hf, ids = make_model(family, tied=tied).hf, make_prompts(3, 5).input_ids
+    hf.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_model(tmp_path).dense(ids), hf(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 def drop_tensor(folder: Path) -> None:

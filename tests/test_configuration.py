@@ -52,6 +52,7 @@ def test_heads_need_not_divide_the_width_where_their_size_is_given() -> None:
         ({"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0; it must be a number above 0"),
         ({"intermediate_size": 0}, "intermediate_size is 0"),
         ({"is_encoder_decoder": True}, "cannot be exported: it has an encoder"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, and models of type llama rotate whole heads"),
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -80,6 +81,20 @@ def test_rotary_frequencies_are_the_checkpoints_whoever_saved_it(rotary: dict[st
     found = load_model(tmp_path).hf.model.rotary_emb.inv_freq
     assert found.tolist() == hf.model.rotary_emb.inv_freq.tolist()
     assert found[1] == pytest.approx(500.0**-0.25)
+
+
+@pytest.mark.parametrize(
+    "rotary",
+    [{"rope_theta": -500.0}, {"rope_theta": 500.0, "rope_scaling": {"rope_type": "linear", "factor": float("nan")}}],
+    ids=str,
+)
+def test_rotary_settings_without_finite_frequencies_are_refused(rotary: dict[str, object], tmp_path: Path) -> None:
+    make_llama().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in saved.items() if not k.startswith("rope_")} | rotary))
+    with pytest.raises(InputError, match="no finite frequencies; mend rope_theta and factor"):
+        load_model(tmp_path).dense  # noqa: B018  # built when it is asked for
 
 
 def test_a_tokenizer_that_transformers_5_saved_is_read(tmp_path: Path) -> None:

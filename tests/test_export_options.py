@@ -15,6 +15,7 @@ import pytest
 import torch
 from bundles import EVEN, make_bundle, make_dense, to_text
 from conftest import Run
+from test_files import mounted
 from test_pipeline import SMALL
 
 from exporter import served
@@ -26,7 +27,7 @@ from exporter.loading import load_model
 from exporter.manifest import Manifest, Origin
 from exporter.onnx_export import read_metadata
 from exporter.pipeline import N_EXAMPLES, _give_examples
-from exporter.runtime import EXAMPLES_KEY, open_session, run_logits
+from exporter.runtime import EXAMPLES_KEY, has_provider, open_session, run_logits
 from exporter.tasks import SplitSizes, load_task
 
 CIRCUIT = '{"heads": [[0, 1], [1, 0]], "mlps": [1]}'
@@ -121,6 +122,35 @@ def test_external_data_appears_and_goes_with_its_graph(export: Callable[..., Man
     assert (tmp_path / "m.onnx.data").stat().st_size > 50257 * 16 * 4
     assert set(export().files) == {"m.onnx"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c.json", "m.json", "m.onnx"]
+
+
+def test_weights_that_have_gone_from_beside_their_graph_are_missed(
+    export: Callable[..., Manifest], tmp_path: Path, run: Run
+) -> None:
+    export("--external-data")
+    path, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    weights = data.read_bytes()
+    for damage in (data.unlink, lambda: data.write_bytes(weights[:-1])):
+        data.write_bytes(weights)
+        damage()
+        for command in (("verify", path), ("inspect", path), ("bench", path, "--against", path)):
+            run.fails(3, "has its weights in .* put the two side by side, or export again", *command)
+
+
+def test_a_disk_that_ends_within_external_data(tmp_path: Path, run: Run, make_checkpoint: Callable[..., Path]) -> None:
+    (tmp_path / "c.json").write_text(CIRCUIT)
+    with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m", "tmpfs") as folder:
+        run.fails(
+            3, r"no space left to write .*m\.onnx", "--task", "acronym", "--model", make_checkpoint(), "--circuit",
+            tmp_path / "c.json", "--out", folder / "m.onnx", *SMALL, "--external-data",
+        )  # fmt: skip
+        assert not list(folder.iterdir())
+
+
+def test_bf16_needs_cuda(tmp_path: Path, run: Run) -> None:
+    if has_provider("cuda"):
+        pytest.skip("CUDA is there")
+    run.fails(6, "bf16 runs on CUDA alone", "--task", "acronym", "--out", tmp_path / "m.onnx", "--precision", "bf16")
 
 
 @pytest.mark.parametrize(

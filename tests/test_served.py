@@ -34,14 +34,17 @@ def make_circuit(d_head: int = 16) -> CircuitModel:
 @pytest.mark.parametrize("family", VARIANTS)
 @settings(max_examples=15)
 @given(data=st.data())
-def test_int8_and_fp16_are_near_and_of_the_same_shape(
+def test_other_precisions_are_near_and_of_the_same_shape(
     family: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Every combination of options; tiny random models are worse at it than real ones, hence the wide berth."""
+    """Every combination of options; tiny random models are worse at it than real ones, hence the wide berth.
+
+    bf16 is checked as a graph only: no processor runs it.
+    """
     case, options = data.draw(reduced_cases(family))
     options = replace(
         options,
-        precision=data.draw(st.sampled_from(["int8", "fp16"])),
+        precision=data.draw(st.sampled_from(["int8", "fp16", "bf16"])),
         weight_type=data.draw(st.sampled_from(["int8", "uint8"])),
         target=data.draw(st.sampled_from(["portable", "ort"])),
     )
@@ -50,6 +53,8 @@ def test_int8_and_fp16_are_near_and_of_the_same_shape(
     path, prompts = tmp_path_factory.mktemp("precision") / "m.onnx", case.prompts
     export_onnx(rewrite_model(case.model, case.circuit, case.patching), path, options)
     onnx.checker.check_model(str(path), full_check=True)
+    if options.precision == "bf16":
+        return
     found, expected = torch.from_numpy(run_all(path, prompts)["logits"]), expect(case, options)
     real = prompts.mask if options.logits == "all" and prompts.mask is not None else slice(None)
     assert found.shape == expected.shape

@@ -20,8 +20,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, ValidationError
 
+from exporter.bench.options import MOST_PROMPTS, MOST_TOKENS
 from exporter.bench.proxies import Proxies
 from exporter.errors import InputError
 from exporter.files import OutputSet, recover
@@ -51,12 +52,12 @@ class GraphSize(_Plain):
 class BatchRecord(_Plain):
     """One batch of `pos` tokens a prompt: the speed-up with its 95 % interval, and both graphs' FLOPs."""
 
-    batch: int = Field(gt=0)
-    pos: int = Field(gt=0)
+    batch: int = Field(gt=0, le=MOST_PROMPTS)
+    pos: int = Field(gt=0, le=MOST_TOKENS)
     speedup: float = Field(gt=0, allow_inf_nan=False)
-    ci95: tuple[float, float]
-    flops: int | None
-    reference_flops: int | None
+    ci95: tuple[FiniteFloat, FiniteFloat]
+    flops: NonNegativeInt | None
+    reference_flops: NonNegativeInt | None
 
 
 class Baseline(_Plain):
@@ -68,7 +69,7 @@ class Baseline(_Plain):
     threads: int = Field(gt=0)
     circuit: GraphSize
     reference: GraphSize
-    batches: tuple[BatchRecord, ...]
+    batches: tuple[BatchRecord, ...] = Field(min_length=1)
     information: dict[str, Any]
     graph: str
 
@@ -102,7 +103,7 @@ class Baseline(_Plain):
             raise InputError(f"no baseline {str(path)!r}; {_REMEDY}") from None
         except OSError as error:
             raise InputError(f"cannot read the baseline {path}: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"the baseline {path} is not JSON ({str(error)[:80]}); {_REMEDY}") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if isinstance(schema, int) and schema > SCHEMA:

@@ -11,6 +11,7 @@ from exporter.errors import UsageError
 
 Gate = Literal["all", "time", "proxies"]
 Provider = Literal["cpu", "cuda"]
+MOST_PROMPTS, MOST_TOKENS, MOST_THREADS = 2**16, 2**20, 2**10
 DEFAULT_REGRESSION = 0.10  # where there is a baseline
 
 
@@ -39,12 +40,10 @@ class BenchOptions:
             raise UsageError(f"gate is {self.gate!r}; choose from {', '.join(get_args(Gate))}")
         if self.provider not in get_args(Provider):
             raise UsageError(f"provider is {self.provider!r}; choose from {', '.join(get_args(Provider))}")
-        for name in ("length", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; it must be at least 1")
-        if any(batch < 1 for batch in self.batches):
-            raise UsageError(f"batches are {self.batches}; each must be at least 1")
+        counts = [("length", self.length, MOST_TOKENS), ("threads", self.threads, MOST_THREADS)]
+        for name, value, most in (*counts, *(("batch", batch, MOST_PROMPTS) for batch in self.batches)):
+            if value is not None and not 1 <= value <= most:
+                raise UsageError(f"{name} is {value}; it must be from 1 to {most:,}")
         if self.min_speedup is not None and not 0 < self.min_speedup < math.inf:
             raise UsageError(f"min_speedup is {self.min_speedup}; it must be a number above 0")
         if self.max_regression is not None and not 0 <= self.max_regression < math.inf:

@@ -71,6 +71,8 @@ class BoundModel:
             raise InputError(
                 f"{path} takes {', '.join(self.inputs)}; it must be a language model that takes input_ids (batch, pos)"
             )
+        if all(value.name != "logits" for value in self.session.get_outputs()):
+            raise InputError(f"{path} gives no logits; it must be a language model that does")
         self.metadata: dict[str, str] = dict(self.session.get_modelmeta().custom_metadata_map)
 
     @property

@@ -14,7 +14,7 @@ _MOST_PROBLEMS = 20
 
 
 def check_data(
-    file: Annotated[Path, typer.Argument(help="A .jsonl or .csv file with prompts and answers.")],
+    file: Annotated[Path, typer.Argument(help="A .jsonl or .csv file with prompts and answers.", readable=False)],
     model: Annotated[
         str, typer.Option(help="Whose tokens, and who is asked: a checkpoint folder, a hub name, 'bundled', 'auto'.")
     ] = "auto",
@@ -56,7 +56,9 @@ def check_data(
 
 def make_data(
     template: Annotated[str, typer.Option(help='The prompt with slots: "The {noun} lasted from".')],
-    fill: Annotated[Path, typer.Option(help="A .csv file; its first line names the slots, each row is one prompt.")],
+    fill: Annotated[
+        Path, typer.Option(help="A .csv file; its first line names the slots, each row is one prompt.", readable=False)
+    ],
     out: Annotated[Path, typer.Option(help="The .jsonl file to write.")],
     answer: Annotated[
         str | None, typer.Option(help='The answer with slots: " {year}". Default: the column answer.')
@@ -77,7 +79,7 @@ def make_data(
     with OutputSet(out, suffixes=(".jsonl",), force=force) as output:
         output.path(".jsonl").write_text(text, encoding="utf-8")
         output.commit()
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")  # a cell may hold what splitlines would cut at
     screen = make_screen()
     screen.print(f"wrote {len(lines)} prompts to {out}; the first:", markup=False, soft_wrap=True)
     screen.print(lines[0], markup=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -184,16 +185,23 @@ def export(
     from exporter.cli.display import JobProgress, render_result
 
     errors, start = _errors(), time.perf_counter()
+    said: set[str] = set()
+
+    def say(notes: Sequence[str]) -> None:
+        _print_notes([] if quiet else [note for note in notes if note not in said])
+        said.update(notes)
+
     silent = quiet or as_json or int(os.environ.get("RANK", "0")) > 0
     with JobProgress(errors, disable=silent or not errors.is_terminal) as progress:
         manifest = run_job(
             job,
             on_stage=progress.on_stage,
-            on_plan=lambda plan: None if quiet else _print_notes(plan.notes),
+            on_plan=lambda plan: say(plan.notes),
             on_decision=progress.on_decision,
         )
     if manifest is None:  # a rank that only helped
         return
+    say(manifest.notes)
     if as_json:
         typer.echo(manifest.to_json(), nl=False)
         return
@@ -202,7 +210,7 @@ def export(
     screen.print(f"wrote {' and '.join(map(str, job.written))}", soft_wrap=True)
 
 
-def _print_notes(notes: tuple[str, ...]) -> None:
+def _print_notes(notes: Sequence[str]) -> None:
     for note in notes:
         _errors().print(f"export-circuit: warning: {note}", markup=False)
 

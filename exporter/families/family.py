@@ -6,6 +6,7 @@ it holds no forward pass. What all families share is here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from exporter.circuit_model import CircuitModel
 from exporter.errors import InputError
 from exporter.offload import is_offloaded, materialised
 from exporter.positions import Rotary
-from exporter.sublayers import Norm, Step
+from exporter.sublayers import Attention, Norm, Step
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -83,7 +84,7 @@ class Family:
             steps,
             W_E=W_E,
             W_pos=None if self.W_pos is None else self.W_pos(hf),
-            rotary=None if self.rotary is None else _build_rotary(self.rotary(hf)),
+            rotary=None if self.rotary is None else _build_rotary(self.rotary(hf), steps),
             final_norm=self.final_norm(hf),
             W_U=None if W_U.data_ptr() == W_E.data_ptr() else W_U,
             max_length=read_max_length(hf.config),
@@ -95,9 +96,18 @@ class Family:
             return self.build_steps(block, layer, config)[place]
 
 
-def _build_rotary(module: Any) -> Rotary:
-    """From transformers' rotary embedding, which has worked its scaling into the frequencies already."""
-    return Rotary(module.inv_freq, scale=float(module.attention_scaling))
+def _build_rotary(module: Any, steps: Sequence[Step]) -> Rotary:
+    """From transformers' rotary embedding, which has worked its scaling into the frequencies already.
+
+    Raises InputError for settings that give no frequencies, or more than a head has dimensions for.
+    """
+    rotary = Rotary(module.inv_freq, scale=float(module.attention_scaling))
+    if not bool(rotary.inv_freq.isfinite().all()) or not math.isfinite(rotary.scale):
+        raise InputError("the rotary embedding has no finite frequencies; mend rope_theta and factor in config.json")
+    d_head = next(s.d_head for step in steps for s in step.sublayers if isinstance(s, Attention))
+    if (n_rotary := 2 * len(rotary.inv_freq)) > d_head:
+        raise InputError(f"the rotary embedding turns {n_rotary} dimensions of heads of {d_head}; mend config.json")
+    return rotary
 
 
 def read_max_length(config: Any) -> int:
@@ -126,4 +136,15 @@ def refuse_sliding_window(config: Any) -> None:
     if getattr(config, "sliding_window", None) is not None or "sliding_attention" in types:
         raise InputError(
             "the model has sliding-window attention, which is not supported; choose a model with full attention"
+        )
+
+
+def refuse_partial_rotary(config: Any) -> None:
+    """Raise InputError for a share of each head that is rotated, where transformers' model rotates whole heads."""
+    scaling = getattr(config, "rope_parameters", None) or {}
+    share = scaling.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None))
+    if share not in (None, 1):
+        raise InputError(
+            f"partial_rotary_factor is {share!r}, and models of type {config.model_type} rotate whole heads; "
+            "take it out of config.json"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from exporter.families.family import Family, refuse_sliding_window, require_activation
+from exporter.families.family import Family, refuse_partial_rotary, refuse_sliding_window, require_activation
 from exporter.sublayers import MLP, Attention, Norm, Step
 
 
@@ -14,6 +14,7 @@ def check_config(config: Any) -> None:
     """Raise InputError for a configuration whose forward pass CircuitModel does not have."""
     require_activation(config.hidden_act)
     refuse_sliding_window(config)
+    refuse_partial_rotary(config)
 
 
 def build_steps(block: Any, layer: int, config: Any) -> list[Step]:

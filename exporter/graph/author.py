@@ -141,17 +141,17 @@ class GraphAuthor(InputAuthor):
         q = self.linear(self.take_last(x, axis=1), attention.W_Q, attention.b_Q, f"{name}.q_flat", rows=True)
         if self.is_single(attention):
             q = self.turned(attention, q, "q", name, last=True)
-            scores = self.op("Einsum", q, k, name=f"{name}.scores", equation="bd,bkd->bk")
+            scores = self.contract("bd,bkd->bk", q, k, f"{name}.scores")
             pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)
-            return self.op("Einsum", pattern, v, name=f"{name}.z", equation="bk,bkd->bd")
+            return self.contract("bk,bkd->bd", pattern, v, f"{name}.z")
         q = self.op("Reshape", q, self.integers(0, n_heads, d_head), name=f"{name}.q_by_head")
         q = self.turned(attention, q, "q", name, last=True)  # (batch, head, d_head)
-        scores = self.op("Einsum", q, k, name=f"{name}.scores", equation="bhd,bhkd->bhk")
+        scores = self.contract("bhd,bhkd->bhk", q, k, f"{name}.scores")
         mask = self.last_mask()
         if mask is not None:
             scores = self.op("Add", scores, mask, name=f"{name}.masked")
         pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)  # (batch, head, total)
-        z = self.op("Einsum", pattern, v, name=f"{name}.z_by_head", equation="bhk,bhkd->bhd")
+        z = self.contract("bhk,bhkd->bhd", pattern, v, f"{name}.z_by_head")
         return self.op("Reshape", z, self.integers(0, n_heads * d_head), name=f"{name}.z")
 
     def is_single(self, attention: Attention) -> bool:

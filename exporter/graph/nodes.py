@@ -178,6 +178,16 @@ class NodeAuthor:
             part.name = name
         return parts
 
+    def contract(self, equation: str, a: ir.Value, b: ir.Value, name: str) -> ir.Value:
+        """Sum of products, written as for einsum; ONNX's has no bfloat16, so there it is done in float32."""
+        if self.options.precision != "bf16":
+            return self.op("Einsum", a, b, name=name, equation=equation)
+        a, b = (
+            self.once(f"{x.name}.float", lambda x=x: self.op("Cast", x, name=f"{x.name}.float", to=ir.DataType.FLOAT))  # type: ignore[misc]  # typeshed
+            for x in (a, b)
+        )
+        return self.from_float(self.op("Einsum", a, b, name=f"{name}.float", equation=equation), name)
+
     def take_last(self, x: ir.Value, *, axis: int) -> ir.Value:
         """The last entry along an axis, which goes."""
         return self.once(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _LFS_POINTER = b"version https://git-lfs"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 _MASKS = tuple(f".{name}.{kind}" for name in ("attn", "attention") for kind in ("bias", "masked_bias"))  # not weights
-_HEADS = ("lm_head.weight", "embed_out.weight")
+_HEADS = ("lm_head.weight", "embed_out.weight")  # GPT-NeoX saves the latter, and transformers 5 says the former
 _STORED = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
@@ -192,7 +192,8 @@ def _check_shapes(found: dict[str, tuple[int, ...]], config: Any, folder: Path) 
     prefix = model.base_model_prefix + "."
     embedding = model.get_input_embeddings().weight.shape
     for name, tensor in model.state_dict().items():
-        shape = found.get(name, found.get(name.removeprefix(prefix)))  # GPT-2's own files lack the prefix
+        aliases = _HEADS if name.endswith(_HEADS) else (name.removeprefix(prefix),)  # GPT-2's files lack the prefix
+        shape = next((found[known] for known in (name, *aliases) if known in found), None)
         if shape is None:
             if config.tie_word_embeddings and name.endswith(_HEADS) and tensor.shape == embedding:
                 continue

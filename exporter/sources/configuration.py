@@ -135,6 +135,8 @@ def _adopt_rotary(config: Any, data: dict[str, Any]) -> None:
         config.rope_theta = config.rotary_emb_base = saved["rope_theta"]
     if saved.get("rope_type", "default") != "default":
         config.rope_scaling = {name: value for name, value in saved.items() if name != "rope_theta"}
+    if "original_max_position_embeddings" in saved:
+        config.original_max_position_embeddings = saved["original_max_position_embeddings"]
     if "partial_rotary_factor" in saved:
         config.partial_rotary_factor = config.rotary_pct = saved["partial_rotary_factor"]
 
