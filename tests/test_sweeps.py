@@ -59,6 +59,7 @@ def test_a_variant_is_named_by_what_is_not_the_default(bundled: LanguageModel) -
         (("ioi template=paper", None, "bundled", "b0"), 0.2, True),
         (("ioi template=paper", None, "unknown", "b2"), 0.2, False),
         (("ioi template=mine", None, "unknown", "b2"), 0.1, False),
+        (("ioi", None, "one", "b3"), 0.5, False),
         (("my.jsonl", "f1", "big", "b1"), 0.4, True),
         (("my.jsonl", "changed", "big", "b1"), FILE_ALPHA, False),
         (("my.jsonl", "f1", "bundled", "b0"), FILE_ALPHA, False),
@@ -77,6 +78,7 @@ def test_a_sweep_counts_for_what_it_was_made_for(
             "ioi": {"alpha": 0.3, "model_sha256": "b1"},
             "my.jsonl": {"alpha": 0.4, "model_sha256": "b1", "file_sha256": "f1"},
         },
+        "one": {"ioi template=paper": {"alpha": 0.5, "model_sha256": "b3"}},
     }
     monkeypatch.setattr(sweeps, "_SWEEPS", table)
     variant, file_sha256, model, model_sha256 = asked

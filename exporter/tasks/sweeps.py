@@ -35,8 +35,8 @@ class Threshold:
 def find_threshold(variant: str, *, file_sha256: str | None, model: str, model_sha256: str) -> Threshold:
     """The threshold for a task, named as by `name_variant`, on a model.
 
-    Of what was not swept: that of the task's default parameters on this model, else of the same on the bundled one,
-    else of the task there; for a file FILE_ALPHA.
+    Of what was not swept: that of the task on this model, with its default parameters or else with others, else of the
+    same on the bundled one; for a file FILE_ALPHA.
     """
     record = _SWEEPS.get(model, {}).get(variant)
     if record is not None and (record.get("file_sha256"), record["model_sha256"]) == (file_sha256, model_sha256):
@@ -44,6 +44,7 @@ def find_threshold(variant: str, *, file_sha256: str | None, model: str, model_s
     if file_sha256 is not None:
         return Threshold(FILE_ALPHA, "the default for data files")
     task = variant.split(" ")[0]
-    nearest = [(model, variant), (model, task), ("bundled", variant), ("bundled", task)]
+    others = [known for known in _SWEEPS.get(model, {}) if known.split(" ")[0] == task]
+    nearest = [(model, variant), (model, task), *((model, v) for v in others), ("bundled", variant), ("bundled", task)]
     model, variant = next((m, v) for m, v in nearest if v in _SWEEPS.get(m, {}))
     return Threshold(float(_SWEEPS[model][variant]["alpha"]), f"chosen for {variant} on {model}")
