@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from exporter.errors import ExportCircuitError, InputError, MissingRuntimeError
+from exporter.errors import ExportCircuitError, InputError, MissingRuntimeError, UsageError
 
 _NAME = "export-circuit"
 _AGAIN_SECONDS = 1.0
@@ -90,6 +90,7 @@ def run_command(arguments: list[str]) -> int:
     arguments = [a for a in options if a != "--debug"] + arguments[len(options) :]
     with _Signals() as signals:
         try:
+            _require_text(arguments)
             from exporter.cli.main import app
 
             result = app(args=arguments, prog_name=_NAME, standalone_mode=False)
@@ -108,6 +109,15 @@ def run_command(arguments: list[str]) -> int:
             message, code = f"{_NAME}: {word}", 128 + signals.received
         _settle_output(message)
     return code
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Raise UsageError for bytes that are no UTF-8: neither a tokenizer nor a manifest can take them."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(f"the argument {ascii(argument)[:80]} is not UTF-8; write or name it in UTF-8") from error
 
 
 def _describe(error: BaseException) -> tuple[str, int]:

@@ -104,6 +104,12 @@ def test_usage_errors_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_bytes_that_are_no_text_are_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", "m.onnx", b"\xff".decode(errors="surrogateescape")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "export-circuit: error: the argument '\\udcff' is not UTF-8; write or name it in UTF-8\n")
+
+
 @pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")])
 @pytest.mark.parametrize("swallow", [False, True], ids=["raised", "turned into another error"])
 def test_a_signal_ends_the_command(

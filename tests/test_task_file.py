@@ -195,6 +195,9 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     ),
     "semicolons.csv": ((HEAD + ROWS).replace(b",", b";"), "line 1: no column 'prompt' .*separated by commas"),
     "unknown column.csv": (b"prompt,answer,weight\n" + ROWS, "line 1: unknown field 'weight'; known are"),
+    "header with a comma too many.csv": (b"prompt,answer,\n" + ROWS, "line 1: column 3 has no name; name it, or"),
+    "UTF-32": ("\ufeffx".encode("utf-32-le"), "line 1: the file is UTF-32; save it as UTF-8"),
+    "line ends of old": (to_text(number_lines()).replace(b"\n", b"\r"), "line 1: its lines end in CR alone; save it"),
     "column twice.csv": (b"prompt,answer,prompt\n" + ROWS, "line 1: the column 'prompt' stands there twice; keep one"),
     "comma in a cell.csv": (
         HEAD + b"Well, it is, 5\n" + ROWS,

@@ -127,8 +127,11 @@ def _read_bytes(path: str | Path, *, suffixes: Sequence[str] = SUFFIXES) -> byte
 
 def _decode_lines(path: str | Path, content: bytes, problems: list[Problem]) -> list[str]:
     """The lines as text, without a byte order mark; one that cannot be read is a problem, and empty."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        _refuse(path, "the file is UTF-16; save it as UTF-8", 1)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")):
+        wide = b"\x00\x00" in content[:4]
+        _refuse(path, f"the file is {'UTF-32' if wide else 'UTF-16'}; save it as UTF-8", 1)
+    if b"\r" in content.rstrip() and b"\n" not in content:
+        _refuse(path, "its lines end in CR alone; save it with the line ends of Unix or Windows", 1)
     raw = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     if len(raw) > MOST_LINES + 1:
         _refuse(
@@ -220,6 +223,8 @@ def _read_cells(
             try:
                 if (twice := find_twice(header)) is not None:
                     raise LineError(f"the column {show_text(twice)} stands there twice; keep one of them")
+                if "" in header:
+                    raise LineError(f"column {header.index('') + 1} has no name; name it, or take its comma out")
                 if check_header is not None:
                     check_header(header)
             except LineError as error:
