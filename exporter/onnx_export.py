@@ -124,22 +124,28 @@ def _load_graph(path: str | Path) -> onnx.ModelProto:
         raise InputError(f"no file {str(path)!r}; give an ONNX file")
     try:
         proto = onnx.load(path, load_external_data=False)
+        ends = _find_ends(proto)
     except Exception as error:  # protobuf and onnx raise many types here, all of which mean the same
         raise InputError(f"{path} is not a readable ONNX file ({str(error).splitlines()[0][:120]})") from error
-    ends: dict[str, int] = {}  # of the weights in each file
+    for name, end in ends.items():
+        beside = Path(path).parent / name
+        if not beside.is_file() or beside.stat().st_size < end:
+            what = "is too short" if beside.is_file() else "is not there"
+            raise InputError(
+                f"{path} has its weights in {name}, which {what}; put the two side by side, or export again"
+            )
+    return proto
+
+
+def _find_ends(proto: onnx.ModelProto) -> dict[str, int]:
+    """Where the weights end in each file beside the graph."""
+    ends: dict[str, int] = {}
     for tensor in proto.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             known = {entry.key: entry.value for entry in tensor.external_data}
             end = int(known.get("offset", 0)) + int(known.get("length", 0))
             ends[known["location"]] = max(ends.get(known["location"], 0), end)
-    for name, end in ends.items():
-        beside = Path(path).parent / name
-        if not beside.is_file() or beside.is_symlink() or beside.stat().st_size < end:
-            what = "is too short" if beside.is_file() and not beside.is_symlink() else "is not there"
-            raise InputError(
-                f"{path} has its weights in {name}, which {what}; put the two side by side, or export again"
-            )
-    return proto
+    return ends
 
 
 def _dims(value: onnx.ValueInfoProto) -> list[str | int]:
