@@ -50,6 +50,8 @@ def test_it_leaves_the_file_and_its_manifest(exported: Path) -> None:
     assert set(manifest.ood) == {"template", "words"}
     assert manifest.circuit["alpha"] == 0.001
     assert manifest.alpha_sweep is None
+    (doubt,) = manifest.notes  # its weights are random
+    assert "is not known to be better than chance at acronym: its accuracy is 0.0%" in doubt
     assert len(manifest.circuit["trace"]) == 2 * 2 + 2
     assert [latency.batch for latency in manifest.latency] == [1, 32]
     assert set(manifest.seconds) == {"load", "search", "rewrite", "export", "verify", "evaluate", "measure"}
@@ -90,7 +92,7 @@ def test_a_search_in_half_precision_exports_the_checkpoints_own_weights(
     arguments = ("--task", "acronym", "--model", make_checkpoint(), "--out", out, *SMALL)
     run.succeeds(*arguments, "--alpha", "0.001", "--dtype", "bfloat16")
     narrow, wide = Manifest.load(tmp_path / "m.json"), Manifest.load(exported / "m.json")
-    assert narrow.notes == ["the search computed in bfloat16"]
+    assert narrow.notes == ["the search computed in bfloat16", *wide.notes]
     assert narrow.circuit["trace"] != wide.circuit["trace"]
     assert narrow.exactness.hooked_vs_rewritten <= narrow.exactness.limit
     run.succeeds("verify", out)
