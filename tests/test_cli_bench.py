@@ -179,7 +179,7 @@ def test_cuda_is_measured_and_answers_the_same(pair: tuple[Path, Path], run: Run
         (("--max-regression", "much"), "'much' is no share"),
         (("--min-speedup", "0"), "min_speedup is 0.0; it must be a number above 0"),
         (("--min-speedup", "fast"), "should be a valid number"),
-        (("--batch", "0"), "each must be at least 1"),
+        (("--batch", "0"), "batch is 0; it must be from 1 to 65,536"),
         (("--update-baseline",), "give --baseline too"),
         (("--gate", "proxies"), "compares with a baseline; give --baseline"),
         (("--gate", "time", "--baseline", "b.json", "--update-baseline"), "leave --gate out"),

@@ -41,10 +41,16 @@ def test_each_layer_has_its_own_head_count(tmp_path: Path) -> None:
     assert shapes["a1.qkv.weight"] == (12, 3 * 1 * 4)
 
 
-@pytest.mark.parametrize("content", [b"not protobuf at all", None])
-def test_what_is_no_onnx_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not protobuf at all", r"m\.onnx is not a readable ONNX file"),
+        (None, r"no file .*m\.onnx'; give an ONNX file"),
+    ],
+)
+def test_what_is_no_onnx_file_is_refused(content: bytes | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "m.onnx").write_bytes(content)
     for read in (read_metadata, describe_onnx):
-        with pytest.raises(InputError, match=r"m\.onnx is not a readable ONNX file"):
+        with pytest.raises(InputError, match=message):
             read(tmp_path / "m.onnx")
