@@ -227,6 +227,7 @@ def test_what_is_no_file_is_refused(run: Run, tmp_path: Path, make_checkpoint: C
     rest = ("--model", make_checkpoint(), "--out", tmp_path / "m.onnx")
     run.fails(3, "none.jsonl: no such file; check the name", "--task", tmp_path / "none.jsonl", *rest)
     run.fails(3, "this is no file that can be read; give", "--task", tmp_path / "folder.jsonl", *rest)
+    run.fails(3, "File name too long .* give another name", "--task", tmp_path / f"{'x' * 300}.jsonl", *rest)
     run.fails(2, "unknown task 'foo'; choose from .*, or give a .jsonl or .csv file", "--task", "foo", *rest)
     run.fails(2, "has no parameter 'letters'; it takes none", "--task", "x.jsonl", "--letters", "3", *rest)
 
