@@ -79,7 +79,7 @@ def open_session(
     try:
         session = ort.InferenceSession(str(path), options, providers=[name])
     except Exception as error:  # ONNX Runtime's exceptions have no common public base
-        if "external" in str(error).lower():
+        if any(text in str(error).lower() for text in ("external data", "external initializer")):
             raise InputError(
                 f"{path} has its weights in a file beside it that is missing or too short; put the two side by side, "
                 "or export again"

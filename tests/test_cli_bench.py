@@ -135,6 +135,9 @@ def test_files_that_cannot_be_measured_end_with_3(
     (tmp_path / "text.onnx").write_text("text")
     run.fails(3, "no file", "bench", tmp_path / "no.onnx", "--against", dense)
     run.fails(3, "no file", "bench", circuit, "--against", tmp_path / "no.onnx")
+    (tmp_path / "external").mkdir()
+    (tmp_path / "external" / "text.onnx").write_text("text")  # what a folder is called says nothing
+    run.fails(3, "ONNX Runtime cannot load text.onnx", "bench", tmp_path / "external" / "text.onnx", "--against", dense)
     silent = onnx.load(dense)
     silent.graph.output[0].name = silent.graph.node[-1].output[0] = "scores"
     onnx.save(silent, tmp_path / "silent.onnx")

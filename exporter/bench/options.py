@@ -11,7 +11,7 @@ from exporter.errors import UsageError
 
 Gate = Literal["all", "time", "proxies"]
 Provider = Literal["cpu", "cuda"]
-MOST_PROMPTS, MOST_TOKENS, MOST_THREADS = 2**16, 2**20, 2**10
+MOST_PROMPTS, MOST_TOKENS, MOST_THREADS = 2**16, 2**20, 2**10  # beyond, a machine hangs before it refuses
 DEFAULT_REGRESSION = 0.10  # where there is a baseline
 
 
