@@ -6,13 +6,14 @@ TASK ?= acronym
 MODEL ?= bundled
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+SMALL_ARGS ?= acronym greater-than ioi
 
 SOURCES := pyproject.toml
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-optimum lint format bench bench-smoke bench-optimum bench-results alphas results search-results search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum lint format docs bench bench-smoke bench-optimum bench-results alphas results small-results search-results search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -36,6 +37,10 @@ check-python:
 	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,bench]'
 	@touch $@
 
+.venv/.installed-docs: .venv/.installed
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,docs]'
+	@touch $@
+
 .venv-optimum/.installed: $(SOURCES) constraints-optimum.txt | check-python
 	$(PYTHON) -m venv .venv-optimum
 	.venv-optimum/bin/python $(PIP_INSTALL) -c constraints-optimum.txt -e '.[cpu,genai,optimum,test]'
@@ -45,11 +50,14 @@ demo: .venv/.installed  ## Set up, run the main job on one task, print its resul
 	@mkdir -p demo
 	.venv/bin/export-circuit --task $(TASK) --model $(MODEL) --out demo/model.onnx --force
 
-test: .venv/.installed-test  ## Set up, run the whole suite (PYTEST_ARGS="-m 'not slow'")
-	.venv/bin/python -m pytest $(PYTEST_ARGS)
+test: .venv/.installed-test  ## Set up, run the tests by default: a few examples of everything (PYTEST_ARGS=)
+	.venv/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-test-optimum: .venv-optimum/.installed  ## The whole suite with Optimum's versions, in an environment of its own
-	.venv-optimum/bin/python -m pytest $(PYTEST_ARGS)
+test-all: .venv/.installed-test  ## All tests, and of each property all examples
+	EXPORT_CIRCUIT_TESTS=thorough .venv/bin/python -m pytest $(PYTEST_ARGS)
+
+test-optimum: .venv-optimum/.installed  ## The tests by default with Optimum's versions, in an environment of its own
+	.venv-optimum/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
 
 lint: .venv/.installed-test  ## ruff and mypy --strict
 	.venv/bin/ruff check .
@@ -59,6 +67,10 @@ lint: .venv/.installed-test  ## ruff and mypy --strict
 format: .venv/.installed-test  ## Let ruff mend what it can
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+docs: .venv/.installed-docs  ## A site from docs/ and the docstrings, in docs/_build/html; warnings are errors
+	.venv/bin/python -m sphinx --fail-on-warning --keep-going -q -b html docs docs/_build/html
+	@echo "wrote docs/_build/html/index.html"
 
 bench: .venv/.installed-test  ## Run the benchmarks (BENCH_ARGS="--size smoke --benchmark-json=out.json")
 	.venv/bin/python -m pytest benchmarks --benchmark-only $(BENCH_ARGS)
@@ -77,8 +89,11 @@ bench-results: .venv/.installed-bench .venv-optimum/.installed  ## Measure infer
 alphas: .venv/.installed  ## Choose the tasks' default thresholds anew (minutes)
 	.venv/bin/python benchmarks/sweep_alpha.py
 
-results: .venv/.installed  ## Run the main job on every task and write the README's table (MODEL=smollm2)
+results: .venv/.installed  ## Run the main job on every task and write the tables of docs/benchmarks.md (MODEL=smollm2)
 	.venv/bin/python benchmarks/main_job.py --model $(MODEL)
+
+small-results: .venv/.installed  ## Run the gradual search and write the table of docs/small-circuits.md (SMALL_ARGS=)
+	.venv/bin/python benchmarks/small_circuits.py $(SMALL_ARGS)
 
 search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py
@@ -99,5 +114,5 @@ wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone
 	rm -rf build
 
 clean:  ## Remove environments, caches and outputs
-	rm -rf .venv .venv-optimum build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-optimum build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,7 +19,7 @@ from inference.matrix import Comparison, plan_comparisons, plan_footprints
 from inference.workbench import Workbench
 from main_job import describe_machine
 
-from exporter.manifest import collect_versions
+from exporter.graph.metadata import collect_versions
 
 OPTIMUM = Path(__file__).parent.parent / ".venv-optimum" / "bin" / "python"
 PACE = {"smoke": Pace(blocks=2, seconds=0.01, least=2, most=5, patience=1), "full": Pace()}

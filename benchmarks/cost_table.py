@@ -18,16 +18,18 @@ from search_results import RESULTS
 from torch import Tensor
 
 from exporter.circuit import Circuit, Head
-from exporter.circuit_model import CircuitModel
+from exporter.network.attention import Attention
+from exporter.network.feed_forward import FeedForward
+from exporter.network.model import CircuitModel
+from exporter.network.norm import Norm
+from exporter.network.step import Step
 from exporter.search.cost import (
-    count_flops,
     count_once_flops,
     count_search_bytes,
     count_search_flops,
-    plan_memory,
     split_search_flops,
 )
-from exporter.sublayers import MLP, Attention, Norm, Step
+from exporter.search.memory import plan_memory
 
 COST = Path(__file__).parent / "COST.md"
 GPT2_VOCAB = 50257
@@ -45,7 +47,7 @@ def make_shape(n_layers: int, n_heads: int, d_model: int, d_mlp: int, d_vocab: i
         heads = tuple(range(n_heads))
         steps.append(Step([Attention(Norm(None, None, eps=1e-5), square, layer=layer, heads=heads, scale=1.0)]))
         tensors = {"W_in": empty(d_model, d_mlp), "W_out": empty(d_mlp, d_model)}
-        steps.append(Step([MLP(Norm(None, None, eps=1e-5), tensors, layer=layer, activation="silu")]))
+        steps.append(Step([FeedForward(Norm(None, None, eps=1e-5), tensors, layer=layer, activation="silu")]))
     return CircuitModel(
         steps,
         W_E=empty(d_vocab, d_model),
@@ -193,7 +195,7 @@ def render_large() -> str:
             plan = plan_memory(dense, n, LENGTH, int(gpu.memory) - weights_held)
             once = count_once_flops(dense, PROMPTS, n, LENGTH)
             flops = count_search_flops(dense, circuit, n, LENGTH) + once
-            full = sum(count_flops(s, n, LENGTH, LENGTH) for s in dense.sublayers()) + 2 * n * dense.W_U.numel()
+            full = sum(s.count_flops(n, LENGTH, LENGTH) for s in dense.sublayers()) + 2 * n * dense.W_U.numel()
             weights, activations = count_search_bytes(dense, circuit, n, LENGTH, chunk=plan.chunk)
             n_sublayers = 1 + (len({h.layer for h in circuit.heads}) + len(circuit.mlps)) // 2  # above, on average
             kernels = n_sublayers * KERNELS_A_SUBLAYER + -(-d_vocab // 4096) * KERNELS_A_BLOCK + KERNELS_A_KL

@@ -1,7 +1,7 @@
-"""Run the main job on a model's tasks and write the README's tables: `python benchmarks/main_job.py` (`make results`).
+"""Run the main job on a model's tasks and write the tables of docs/benchmarks.md: `make results`.
 
 The manifests, without their traces, go to benchmarks/results/main_job.json with the machine they were
-taken on; the tables between the markers in README.md are generated from that file. `--model smollm2` runs
+taken on; the tables between the markers in docs/benchmarks.md are generated from that file. `--model smollm2` runs
 the real model's jobs and leaves the bundled one's as they are; tasks may be named.
 """
 
@@ -24,6 +24,7 @@ from exporter.tasks import EXAMPLES, TASKS
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "main_job.json"
+PAGE = ROOT / "docs" / "benchmarks.md"
 SETS = ["--patching-prompts", "100", "--selection-prompts", "100", "--test-prompts", "500"]
 JOBS: dict[str, dict[str, list[str]]] = {  # model, task, options
     "bundled": {task: [] for task in TASKS},
@@ -126,7 +127,7 @@ def write_between(path: Path, begin: str, end: str, markdown: str) -> None:
 
 
 def main() -> None:
-    """Run a model's tasks, write the results and the README's table."""
+    """Run a model's tasks, write the results and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=JOBS, default="bundled")
     parser.add_argument("tasks", nargs="*")
@@ -139,7 +140,7 @@ def main() -> None:
         results |= {"date": datetime.date.today().isoformat(), "machine": describe_machine()}
         RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         table = render_table(given.model, results)
-        write_between(ROOT / "README.md", f"<!-- results of {given.model} -->", "<!-- end of results -->", table)
+        write_between(PAGE, f"<!-- results of {given.model} -->", "<!-- end of results -->", table)
     print(table)
 
 

@@ -21,9 +21,10 @@ from main_job import describe_machine, write_between
 from search_case import ALPHA, make_case, make_prompts, measure_gemm_rates
 from torch.nn import functional
 
-from exporter import sublayers
-from exporter.search import engine
-from exporter.search.engine import find_circuit
+from exporter.metrics import divergence
+from exporter.network import attention, feed_forward, norm
+from exporter.search import find, greedy, residuals
+from exporter.search.find import find_circuit
 
 PROFILE = Path(__file__).parent / "PROFILE.md"
 N, T, D_MODEL = 100, 11, 768
@@ -33,20 +34,19 @@ ATTENTION, MEANS, DENSE, SLICING = "candidates: attention", "means", "dense pass
 WHOLE = {ATTENTION, MEANS, DENSE, SLICING}  # nothing inside them is charged to anything else
 REST = "the rest"
 PARTS: list[tuple[Any, str, str]] = [
-    (engine, "compute_replacements", MEANS),
-    (engine._DenseResiduals, "__init__", DENSE),
-    (engine._DenseResiduals, "take", DENSE),
-    (engine._Search, "_run_dense", DENSE),
-    (engine._Target, "of", DENSE),
-    (engine, "slice_step", SLICING),
-    (sublayers.Attention, "forward", ATTENTION),
-    (sublayers, "_affine", MLP_PRODUCTS),
-    (sublayers.Norm, "forward", "candidates: norms"),
-    (engine, "_sum_exp", "candidates: log-sum-exp of the logits"),
+    (find, "compute_replacements", MEANS),
+    (residuals.DenseResiduals, "__init__", DENSE),
+    (residuals.DenseResiduals, "take", DENSE),
+    (greedy._Search, "_run_dense", DENSE),
+    (divergence.KLTarget, "of", DENSE),
+    (greedy, "slice_step", SLICING),
+    (attention.Attention, "forward", ATTENTION),
+    (feed_forward, "affine", MLP_PRODUCTS),
+    (norm.Norm, "forward", "candidates: norms"),
+    (divergence.KLTarget, "measure", "candidates: log-sum-exp of the logits"),
     (torch, "mm", UNEMBEDDING),
-    (engine, "_remove_head", "candidates: the residual without each"),
-    (engine, "_remove_mlp", "candidates: the residual without each"),
-    (engine._Residual, "plus", "candidates: the residual without each"),
+    (greedy, "_replace_unit", "candidates: the residual without each"),
+    (residuals.Residual, "plus", "candidates: the residual without each"),
 ]
 
 
@@ -95,8 +95,8 @@ def profile() -> tuple[Clock, float]:
     with ExitStack() as stack:
         for owner, name, part in PARTS:
             stack.enter_context(patch.object(owner, name, clock.wrap(getattr(owner, name), part)))
-        gelu = clock.wrap(sublayers.ACTIVATIONS["gelu_tanh"], "candidates: GELU")
-        stack.enter_context(patch.dict(sublayers.ACTIVATIONS, gelu_tanh=gelu))
+        gelu = clock.wrap(feed_forward.ACTIVATIONS["gelu_tanh"], "candidates: GELU")
+        stack.enter_context(patch.dict(feed_forward.ACTIVATIONS, gelu_tanh=gelu))
         clock.since = time.perf_counter()
         run()
         clock.charge()
@@ -119,7 +119,7 @@ def measure_operations() -> list[tuple[str, str]]:
     best, middle = (rate / 1e9 for rate in measure_gemm_rates(N * T, torch.randn(D_MODEL, 4 * D_MODEL)))
     found = [("product of an MLP, 1100 rows", f"{best:.0f} GFLOP/s at best, {middle:.0f} in the median")]
     W_U = torch.randn(50257, D_MODEL) * 0.02
-    blocks = W_U.split(engine._VOCAB_BLOCK)
+    blocks = W_U.split(divergence._BLOCK)
     for rows in (100, 400):
         x = torch.randn(rows, D_MODEL)
         seconds = time_alone(partial(_unembed, x, blocks))
@@ -128,7 +128,7 @@ def measure_operations() -> list[tuple[str, str]]:
     seconds = time_alone(lambda: functional.gelu(hidden, approximate="tanh"))
     found.append(("GELU (tanh)", f"{seconds / hidden.numel() * 1e9:.2f} ns a number"))
     for value in (-10.0, -95.0):
-        logits = torch.full((N, engine._VOCAB_BLOCK), value)
+        logits = torch.full((N, divergence._BLOCK), value)
         seconds = time_alone(lambda logits=logits: logits.exp().sum(1))
         found.append((f"exp({value:g}) and sum", f"{seconds / logits.numel() * 1e9:.2f} ns a number"))
     return found

@@ -34,7 +34,7 @@ from slow_down import plant_mlp
 from exporter.bench.baseline import describe_machine
 from exporter.bench.proxies import count_proxies
 from exporter.bench.workload import BoundModel, choose_workload
-from exporter.measure import Effort, compare_calls, count_cores
+from exporter.evidence.latency import Effort, compare_calls, count_cores
 
 LENGTH, BATCH, SECONDS = 11, 1, 10.0
 RESULTS = Path(__file__).parent / "results" / "regression.json"
@@ -63,10 +63,10 @@ def build(folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from exporter.circuit import Circuit, Head
-    from exporter.dataset import Dataset
-    from exporter.families import FAMILIES
-    from exporter.onnx_export import export_onnx
-    from exporter.rewrite import rewrite_model
+    from exporter.graph.export import export_onnx
+    from exporter.loading.families import FAMILIES
+    from exporter.rewrite.surgery import rewrite_model
+    from exporter.tasks.dataset import Dataset
 
     torch.manual_seed(0)
     dense = FAMILIES["gpt2"].build_dense(GPT2LMHeadModel(GPT2Config()).requires_grad_(False))

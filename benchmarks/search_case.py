@@ -16,6 +16,7 @@ import argparse
 import json
 import resource
 import time
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -23,13 +24,17 @@ import psutil
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from exporter.circuit import MLP, Circuit, Decision, Head
-from exporter.dataset import Dataset
-from exporter.hooks import ablated, record_replacements
-from exporter.loading import LanguageModel, load_model
-from exporter.search.cost import count_once_flops, count_search_flops, plan_memory
-from exporter.search.engine import find_circuit
-from exporter.tasks import TASKS, load_task
+from exporter.circuit import MLP, Ablation, Circuit, Decision, Head
+from exporter.loading.load import LanguageModel, load_model
+from exporter.metrics.divergence import kl_divergence
+from exporter.rewrite.surgery import Surgery
+from exporter.search.cost import count_once_flops, count_search_flops
+from exporter.search.find import search_circuit
+from exporter.search.memory import plan_memory
+from exporter.search.thresholds import find_threshold
+from exporter.tasks import TASKS, load_task, name_variant
+from exporter.tasks.dataset import Dataset
+from exporter.verify.oracle import ablated, record_replacements
 
 SHAPES = {  # layers, heads, width
     "bundled": (6, 8, 256),
@@ -90,34 +95,34 @@ def measure_gemm_rates(rows: int, matrix: torch.Tensor, *, seconds: float = 1.0)
 
 
 def time_hooked(
-    model: LanguageModel, circuit: Circuit, patching: Dataset, selection: Dataset, n: int
+    model: LanguageModel, trace: Sequence[Decision], patching: Dataset, selection: Dataset, n: int
 ) -> tuple[list[float], float]:
     """Seconds of each plain hooked evaluation of a sample, and how far their KL is from the trace's at most."""
-    replacements = record_replacements(model, patching, ablation="mean", mean="position")
+    replacements = record_replacements(model, patching, ablation=Ablation())
     n_layers, n_heads = model.hf.config.n_layer, model.hf.config.n_head
     everything = [Head(layer, i) for layer in range(n_layers) for i in range(n_heads)]
 
     @torch.inference_mode()
-    def log_probabilities(removed: set[Any]) -> torch.Tensor:
+    def compute_logits(removed: set[Any]) -> torch.Tensor:
         kept = Circuit(
             heads=tuple(h for h in everything if h not in removed),
             mlps=tuple(layer for layer in range(n_layers) if MLP(layer) not in removed),
         )
-        with ablated(model, kept, replacements):
-            logits = model.hf(selection.input_ids, logits_to_keep=1, use_cache=False).logits[:, -1]
-        return torch.log_softmax(logits.double(), dim=-1)
+        with ablated(model, Surgery(kept, replacements)):
+            logits: torch.Tensor = model.hf(selection.input_ids, logits_to_keep=1, use_cache=False).logits
+        return logits[:, -1]
 
-    log_p = log_probabilities(set())
-    sampled = [i for i, step in enumerate(circuit.trace) if step.component.layer % 3 == 0]
+    dense = compute_logits(set())
+    sampled = [i for i, step in enumerate(trace) if step.component.layer % 3 == 0]
     sampled = sampled[:: max(1, len(sampled) // n)][:n]
     times, worst = [], 0.0
     for index in sampled:
-        step: Decision = circuit.trace[index]
-        removed = {s.component for s in circuit.trace[:index] if s.removed} | {step.component}
+        step = trace[index]
+        removed = {s.component for s in trace[:index] if s.removed} | {step.component}
         start = time.perf_counter()
-        log_q = log_probabilities(removed)
+        pruned = compute_logits(removed)
         times.append(time.perf_counter() - start)
-        kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        kl = float(kl_divergence(dense, pruned).mean())
         worst = max(worst, abs(kl - step.kl_without))
     return times, worst
 
@@ -138,7 +143,7 @@ def run_case(shape: str, survivors: str, n_prompts: int, length: int, hooked: in
     answer_rate, _ = measure_gemm_rates(n_prompts, model.dense.W_U.T)
     rss_before = psutil.Process().memory_info().rss
     start = time.perf_counter()
-    circuit = find_circuit(model, patching, selection, alpha=ALPHA)
+    circuit, record = search_circuit(model, patching, selection, alpha=ALPHA)
     seconds = time.perf_counter() - start
     peak = peak_rss()
     rates.append(measure_gemm_rates(n_prompts * length, mlp))
@@ -152,7 +157,7 @@ def run_case(shape: str, survivors: str, n_prompts: int, length: int, hooked: in
         "length": length,
         "threads": torch.get_num_threads(),
         "seconds": round(seconds, 2),
-        "candidates": len(circuit.trace),
+        "candidates": len(record.trace),
         "heads": len(circuit.heads),
         "mlps": len(circuit.mlps),
         "as_planted": (circuit.heads, circuit.mlps) == (expected.heads, expected.mlps),
@@ -168,8 +173,8 @@ def run_case(shape: str, survivors: str, n_prompts: int, length: int, hooked: in
         "share_of_limit": round(flops / rate / seconds, 3),
     }
     if hooked:
-        times, worst = time_hooked(model, circuit, patching, selection, hooked)
-        whole = median(times) * len(circuit.trace)
+        times, worst = time_hooked(model, record.trace, patching, selection, hooked)
+        whole = median(times) * len(record.trace)
         found |= {
             "hooked_sample": len(times),
             "hooked_seconds_each": round(median(times), 3),
@@ -185,16 +190,17 @@ def run_task(task: str) -> dict[str, Any]:
     """The search of one main job: the bundled checkpoint, the task's own threshold, its default sets."""
     model = load_model("bundled")
     data = load_task(task, model.tokenizer)
+    alpha = find_threshold(name_variant(data), file_sha256=None, model=model.name, model_sha256=model.sha256).alpha
     start = time.perf_counter()
-    circuit = find_circuit(model, data.patching, data.selection, alpha=TASKS[task].alpha)
+    circuit, record = search_circuit(model, data.patching, data.selection, alpha=alpha)
     return {
         "task": task,
-        "alpha": TASKS[task].alpha,
+        "alpha": alpha,
         "prompts": len(data.selection),
         "length": data.selection.length,
         "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - start, 2),
-        "candidates": len(circuit.trace),
+        "candidates": len(record.trace),
         "heads": len(circuit.heads),
         "mlps": len(circuit.mlps),
         "peak_rss_gib": round(peak_rss() / 2**30, 2),

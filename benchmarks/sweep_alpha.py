@@ -3,7 +3,7 @@
 For every threshold the circuit is searched, and its accuracy is read on the *selection* set, with `--judge both` on
 the patching set as well (where a data file has too few lines for one set to tell); the test set is never touched. The
 default is the threshold of the smallest circuit that is faithful there: accuracy within one point of dense, and a
-total KL that is bounded. The result goes to exporter/tasks/alphas.json, from where the tasks take their defaults and
+total KL that is bounded. The result goes to exporter/search/alphas.json, from where the tasks take their defaults and
 every manifest its record of the sweep. Rows of an earlier sweep of the same prompts stay, so that thresholds can be
 added. Without arguments, all tasks on the bundled checkpoint; for another model, a task's variants, and data files:
 
@@ -23,17 +23,18 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from exporter.circuit_model import CircuitModel
-from exporter.data_check import find_limits
-from exporter.dataset import Dataset
-from exporter.evaluate import evaluate_dense
-from exporter.job import hash_sets
-from exporter.loading import LanguageModel, load_model
-from exporter.means import compute_replacements
-from exporter.rewrite import fold_model
-from exporter.search.engine import find_circuit
-from exporter.slicing import slice_model
+from exporter.circuit import Ablation
+from exporter.evidence.evaluate import evaluate_dense
+from exporter.evidence.fitness import find_limits
+from exporter.job.plan import hash_sets
+from exporter.loading.load import LanguageModel, load_model
+from exporter.network.model import CircuitModel
+from exporter.rewrite.folds import fold_model
+from exporter.rewrite.replacements import compute_replacements
+from exporter.rewrite.surgery import Surgery, slice_model
+from exporter.search.find import search_circuit
 from exporter.tasks import EXAMPLES, TASKS, SplitSizes, TaskData, load_task, name_variant
+from exporter.tasks.dataset import Dataset
 
 ALPHAS = (0.005, 0.01, 0.02, 0.04, 0.09, 0.2, 0.4)
 RULE = (
@@ -41,7 +42,7 @@ RULE = (
     "and whose KL on the selection set is at most {most_kl} nats; of equal ones the smallest alpha"
 )
 JUDGES = {"selection": "selection set", "both": "patching and selection sets"}
-OUT = Path(__file__).parent.parent / "exporter" / "tasks" / "alphas.json"
+OUT = Path(__file__).parent.parent / "exporter" / "search" / "alphas.json"
 _ROUNDING = 1e-9
 
 
@@ -86,7 +87,7 @@ def sweep_task(
 ) -> Iterator[dict[str, Any]]:
     """Search with every threshold that `known`, an earlier record, does not have; yields the record as it grows."""
     dense = model.dense
-    replacements = compute_replacements(dense, data.patching, ablation="mean", mean="position")
+    replacements = compute_replacements(dense, data.patching, ablation=Ablation())
     judged = [data.selection] if rule.judge == "selection" else [data.patching, data.selection]
     record = describe_sweep(model, data, rule)
     of_dense = judge_model(dense, judged)
@@ -94,12 +95,14 @@ def sweep_task(
     for alpha in alphas:
         if all(row["alpha"] != alpha for row in rows):
             start = time.perf_counter()
-            circuit = find_circuit(model, data.patching, data.selection, alpha=alpha)
+            circuit, found = search_circuit(
+                model, data.patching, data.selection, alpha=alpha, replacements=replacements
+            )
             seconds = time.perf_counter() - start
-            sliced = slice_model(dense, circuit, replacements)
+            sliced = slice_model(dense, Surgery(circuit, replacements))
             row = {
                 "alpha": alpha,
-                "kl": circuit.kl,
+                "kl": found.kl,
                 "accuracy": judge_model(fold_model(sliced), judged),
                 "heads": len(circuit.heads),
                 "mlps": len(circuit.mlps),

@@ -10,48 +10,60 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from exporter.circuit import MLP, Circuit, Decision, Head
-    from exporter.circuit_model import CircuitModel
-    from exporter.dataset import Dataset
+    from exporter.circuit import MLP, Ablation, Circuit, Decision, Head, Neuron, SearchRecord
     from exporter.errors import ExportCircuitError
-    from exporter.evaluate import evaluate_circuit
-    from exporter.graph_options import GraphOptions
-    from exporter.job import Job
-    from exporter.loading import LanguageModel, load_model
-    from exporter.manifest import Manifest
-    from exporter.measure import compare_latency
-    from exporter.onnx_export import export_onnx
-    from exporter.pipeline import run_job
-    from exporter.rewrite import rewrite_model
-    from exporter.search.engine import find_circuit
+    from exporter.evidence.baselines import compare_baselines
+    from exporter.evidence.evaluate import evaluate_circuit
+    from exporter.evidence.latency import compare_latency
+    from exporter.graph.export import export_onnx
+    from exporter.graph.options import GraphOptions
+    from exporter.job.options import Job
+    from exporter.job.run import run_job
+    from exporter.loading.load import LanguageModel, load_model
+    from exporter.network.model import CircuitModel
+    from exporter.outputs.manifest import Manifest
+    from exporter.rewrite.surgery import Surgery, rewrite_model
+    from exporter.search.find import find_circuit, search_circuit, search_surgery
+    from exporter.search.rules import Budget
     from exporter.tasks import load_task
-    from exporter.verify import verify_export
+    from exporter.tasks.dataset import Dataset
+    from exporter.verify.exactness import verify_export
 
 _HOME = {
     "MLP": "circuit",
+    "Ablation": "circuit",
+    "Budget": "search.rules",
     "Circuit": "circuit",
-    "CircuitModel": "circuit_model",
-    "Dataset": "dataset",
+    "CircuitModel": "network.model",
+    "Dataset": "tasks.dataset",
     "Decision": "circuit",
     "ExportCircuitError": "errors",
-    "GraphOptions": "graph_options",
+    "GraphOptions": "graph.options",
     "Head": "circuit",
-    "Job": "job",
-    "LanguageModel": "loading",
-    "Manifest": "manifest",
-    "compare_latency": "measure",
-    "evaluate_circuit": "evaluate",
-    "export_onnx": "onnx_export",
-    "find_circuit": "search.engine",
-    "load_model": "loading",
+    "Job": "job.options",
+    "LanguageModel": "loading.load",
+    "Manifest": "outputs.manifest",
+    "Neuron": "circuit",
+    "SearchRecord": "circuit",
+    "Surgery": "rewrite.surgery",
+    "compare_baselines": "evidence.baselines",
+    "compare_latency": "evidence.latency",
+    "evaluate_circuit": "evidence.evaluate",
+    "export_onnx": "graph.export",
+    "find_circuit": "search.find",
+    "load_model": "loading.load",
     "load_task": "tasks",
-    "rewrite_model": "rewrite",
-    "run_job": "pipeline",
-    "verify_export": "verify",
+    "rewrite_model": "rewrite.surgery",
+    "run_job": "job.run",
+    "search_circuit": "search.find",
+    "search_surgery": "search.find",
+    "verify_export": "verify.exactness",
 }
 
 __all__ = [
     "MLP",
+    "Ablation",
+    "Budget",
     "Circuit",
     "CircuitModel",
     "Dataset",
@@ -62,6 +74,10 @@ __all__ = [
     "Job",
     "LanguageModel",
     "Manifest",
+    "Neuron",
+    "SearchRecord",
+    "Surgery",
+    "compare_baselines",
     "compare_latency",
     "evaluate_circuit",
     "export_onnx",
@@ -70,6 +86,8 @@ __all__ = [
     "load_task",
     "rewrite_model",
     "run_job",
+    "search_circuit",
+    "search_surgery",
     "verify_export",
 ]
 

@@ -14,7 +14,8 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
-from exporter.errors import ExportCircuitError, InputError, MissingRuntimeError, UsageError
+from exporter.errors import ExportCircuitError, InputError, MissingRuntimeError, RegressionError, UsageError
+from exporter.escaping import escape_controls, shorten
 
 _NAME = "export-circuit"
 _AGAIN_SECONDS = 1.0
@@ -26,11 +27,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Terminated(BaseException):
-    """SIGTERM, as an exception that lets every `with` clean up."""
+    """SIGTERM, or SIGHUP of a terminal that closes, as an exception that lets every `with` clean up."""
 
 
 class _Signals:
-    """Within the context SIGINT and SIGTERM raise, and `received` is the first of them.
+    """Within the context SIGINT, SIGTERM and SIGHUP raise, and `received` is the first of them.
 
     A library can swallow the exception: a bare `except` around an import, a finalizer. So the signal
     comes again each second until `ignore` is called.
@@ -42,7 +43,7 @@ class _Signals:
         self._report = sys.unraisablehook
 
     def __enter__(self) -> _Signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             handler = signal.getsignal(number)
             if handler is not signal.SIG_IGN:  # as a shell sets it for what runs in the background
                 self._previous[number] = handler
@@ -55,7 +56,7 @@ class _Signals:
             self.received = number
             self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
             signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS, _AGAIN_SECONDS)
-        raise Terminated if number == signal.SIGTERM else Interrupted
+        raise Interrupted if number == signal.SIGINT else Terminated
 
     def _report_unless_signal(self, unraisable: Any) -> None:
         if not isinstance(unraisable.exc_value, Interrupted | Terminated):  # raised in a finalizer
@@ -76,6 +77,9 @@ class _Signals:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is written like \\u25a0
+        with suppress(AttributeError, ValueError):  # none, or closed
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as it is where it is one
     code = run_command(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interpreter's own end would print a traceback
     sys.exit(code)
@@ -116,6 +120,8 @@ def _require_text(arguments: list[str]) -> None:
     for argument in arguments:
         try:
             argument.encode()
+            if "\0" in argument:
+                raise UsageError(f"the argument {argument[:80]!r} holds a NUL, which no name can")
         except UnicodeEncodeError as error:
             raise UsageError(f"the argument {ascii(argument)[:80]} is not UTF-8; write or name it in UTF-8") from error
 
@@ -126,11 +132,15 @@ def _describe(error: BaseException) -> tuple[str, int]:
         return "", 128 + signal.SIGPIPE  # the reader has gone: nothing is wrong
     if isinstance(error, SystemExit):
         is_number = error.code is None or isinstance(error.code, int)
-        return ("", int(error.code or 0)) if is_number else (str(error.code), 1)
+        return ("", int(error.code or 0)) if is_number else (escape_controls(error.code, keep="\n"), 1)
     if isinstance(error, ExportCircuitError):
-        return _error_line(str(error)), error.exit_code
+        keep = "\n" if isinstance(error, RegressionError) else ""  # what is measured, and what to do
+        return _error_line(str(error), keep=keep), error.exit_code
     if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
         return _error_line("out of memory; close other programs, or choose a smaller model"), 1
+    if isinstance(error, RecursionError):
+        text = "a file is nested too deeply to be read; give one that export-circuit wrote, or write it plainer"
+        return _error_line(text), InputError.exit_code
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] != "exporter":
         advice = f"pip install '{_NAME}[cpu]' (or '{_NAME}[gpu]' for CUDA)"
         return _error_line(f"the package {error.name} is not installed; {advice}"), MissingRuntimeError.exit_code
@@ -165,8 +175,8 @@ def _describe_other(error: BaseException) -> tuple[str, int]:
     return _error_line(f"{name}: {text}; run again with --debug for the traceback"), 1
 
 
-def _error_line(message: str) -> str:
-    return f"{_NAME}: error: {message}"
+def _error_line(message: str, *, keep: str = "") -> str:
+    return f"{_NAME}: error: {shorten(escape_controls(message, keep=keep))}"
 
 
 def _settle_output(message: str) -> None:

@@ -6,6 +6,9 @@ invariants of ours are `assert`s, not these.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ExportCircuitError(Exception):
     """Base of every error that a user can cause or mend."""
@@ -45,3 +48,17 @@ class MissingRuntimeError(ExportCircuitError):
 
 class LostRankError(MissingRuntimeError):
     """Another process of a distributed search died or fell silent; the journal stays, for `--resume`."""
+
+
+@contextmanager
+def refuse_panics(what: str) -> Iterator[None]:
+    """What a library written in Rust panics at, as an InputError: its PanicException is no Exception.
+
+    `what` cannot be done, such as `the text cannot be read by this tokenizer`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{what} ({' '.join(str(error).split())[:100]})") from error

@@ -56,10 +56,7 @@ class CircuitBenchmark:
         proxies are checked alone. Raises RegressionError below a bar, and what `run_bench` raises.
         """
         __tracebackhide__ = True
-        from exporter.bench.baseline import Baseline, read_replaceable
         from exporter.bench.options import BenchOptions, parse_share
-        from exporter.bench.run import needs_reference, run_bench
-        from exporter.errors import UsageError
 
         if isinstance(max_regression, str):
             max_regression = parse_share(max_regression)
@@ -74,43 +71,64 @@ class CircuitBenchmark:
             gate=gate if timed else "proxies",
             seconds=seconds,
         )
-        update = self._update and baseline is not None
-        if baseline is not None and update:
-            if not timed:
-                raise UsageError(f"{_OPTION} needs times; leave --benchmark-disable, xdist and the gate 'proxies' out")
-            read_replaceable(baseline)
-        held = Baseline.load(baseline) if baseline is not None and not update and (timed or gate != "time") else None
+        if baseline is not None and self._update:
+            return self._measure_anew(model, against, baseline, options)
+        holds = baseline is not None and (timed or gate != "time")
+        return self._measure(model, against, baseline if holds else None, options)
+
+    def _measure(
+        self, model: str | Path, against: str | Path | None, baseline: str | Path | None, options: BenchOptions
+    ) -> BenchReport:
+        """Measure, and raise the report's error."""
+        __tracebackhide__ = True
+        from exporter.bench.baseline import Baseline
+        from exporter.bench.run import needs_reference, run_bench
+
+        held = None if baseline is None else Baseline.load(baseline)
         if against is None and needs_reference(options, held):
             against = self._make_reference(Path(model))
-        report = run_bench(model, against if timed else None, options, baseline=held)
-        self._time_alone(report, options, length)
+        report = run_bench(model, None if options.gate == "proxies" else against, options, baseline=held)
+        self._time_alone(report, options)
         if report.error is not None:
             raise report.error
-        if baseline is not None and update:
-            report.make_baseline().save(baseline)
         return report
 
-    def _time_alone(self, report: BenchReport, options: BenchOptions, length: int | None) -> None:
+    def _measure_anew(
+        self, model: str | Path, against: str | Path | None, baseline: str | Path, options: BenchOptions
+    ) -> BenchReport:
+        """Measure without a baseline, and write what is measured as the new one."""
+        __tracebackhide__ = True
+        from exporter.bench.baseline import read_replaceable
+        from exporter.errors import UsageError
+
+        if options.gate == "proxies":
+            raise UsageError(f"{_OPTION} needs times; leave --benchmark-disable, xdist and the gate 'proxies' out")
+        read_replaceable(baseline)
+        report = self._measure(model, against, None, options)
+        report.make_baseline().save(baseline)
+        return report
+
+    def _time_alone(self, report: BenchReport, options: BenchOptions) -> None:
         """Give the model to pytest-benchmark, and the comparison to its `extra_info`."""
         from exporter.bench.workload import BoundModel, choose_workload
 
-        found = report.batches[-1]  # against the baseline, where there is one
+        result = report.batches[-1]  # against the baseline, where there is one
         bound = BoundModel(report.model, provider=options.provider, threads=report.threads)
-        workload = choose_workload([bound], length=length, usual=found.pos).repeat(found.batch)
+        workload = choose_workload([bound], length=options.length, usual=result.pos).repeat(result.batch)
         self._benchmark.pedantic(bound.bind(workload), rounds=_ROUNDS, warmup_rounds=2)
-        self._benchmark.extra_info |= _describe(report, found)
+        self._benchmark.extra_info |= _describe(report, result)
 
 
-def _describe(report: BenchReport, found: BatchResult) -> dict[str, Any]:
-    """One level of names, which is what pytest-benchmark shows."""
-    circuit = {f"circuit_{name}": value for name, value in vars(found.circuit).items()}
+def _describe(report: BenchReport, result: BatchResult) -> dict[str, Any]:
+    """What was measured as a flat dictionary: pytest-benchmark shows one level of names."""
+    circuit = {f"circuit_{name}": value for name, value in vars(result.circuit).items()}
     measured = {
-        name: getattr(found, name)
+        name: getattr(result, name)
         for name in ("against", "speedup", "ci95", "rounds", "bar", "place")
-        if found.speedup is not None
+        if result.speedup is not None
     }
     names = {"model": report.model, "reference": report.reference, "provider": report.provider}
-    return {**names, "threads": report.threads, "batch": found.batch, "pos": found.pos, **measured, **circuit}
+    return {**names, "threads": report.threads, "batch": result.batch, "pos": result.pos, **measured, **circuit}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -136,7 +154,7 @@ def _circuit_references(tmp_path_factory: pytest.TempPathFactory) -> Callable[[P
 
     def make(model: Path) -> Path:
         if model not in made:
-            from exporter.reference import export_reference
+            from exporter.outputs.reference import export_reference
 
             folder = tmp_path_factory.mktemp("dense")
             made[model] = export_reference(model, folder / "dense.onnx")

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from exporter.dataset import Dataset
+from exporter.metrics.divergence import log_probabilities
 from exporter.tasks import TASKS, load_task
-from exporter.tasks.task import read_words
+from exporter.tasks.dataset import Dataset
+from exporter.tasks.prompts import read_words
 
 FOLDER = Path(__file__).parent / "bundled"
 SEEDS = (0, 1, 2, 3, 4)
@@ -28,9 +29,9 @@ SEEDS = (0, 1, 2, 3, 4)
 
 @torch.no_grad()
 def compute_probabilities(model: GPT2LMHeadModel, dataset: Dataset) -> Tensor:
-    """Next-token distributions at the answer position, (prompt, token)."""
+    """Next-token distributions at the answer position, (prompt, token) float64."""
     parts = dataset.input_ids.split(100)
-    return torch.cat([model(ids, logits_to_keep=1).logits[:, -1].softmax(-1) for ids in parts])
+    return torch.cat([log_probabilities(model(ids, logits_to_keep=1).logits[:, -1]).exp() for ids in parts])
 
 
 def measure_set(probabilities: Tensor, dataset: Dataset) -> dict[str, float]:

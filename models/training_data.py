@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from exporter.tasks import greater_than, ioi
-from exporter.tasks.task import Piece, Template, read_words
+from exporter.tasks.prompts import Piece, Template, read_words
 
 IOI_OPENERS = (
     "When", "After", "While", "Once", "As", "Since", "Then,", "Later,", "Yesterday", "Today", "Last week", "Last night",

@@ -1,28 +1,41 @@
-"""Bundles of tiny models of every family, written without a whole job."""
+"""Bundles of tiny models of every family, written without a whole job; what their models say, and their run.py."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from test_manifest import DATA
+import torch
+from manifests import DATA
 from tiny import VOCAB, make_model, make_prompts
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from waits import HANG
 
-from exporter.bundle.outputs import write_bundle
-from exporter.circuit import Circuit, Head
-from exporter.circuit_model import CircuitModel
-from exporter.graph_options import Form, GraphOptions
-from exporter.loading import LanguageModel
-from exporter.manifest import ExportInfo, Manifest, ModelInfo, Origin, TaskInfo
-from exporter.onnx_export import export_onnx
-from exporter.rewrite import rewrite_model
+from exporter.circuit import Ablation, Circuit, Head
+from exporter.graph.export import export_onnx
+from exporter.graph.metadata import ModelInfo, Origin, TaskInfo
+from exporter.graph.options import Form, GraphOptions
+from exporter.loading.load import LanguageModel
+from exporter.network.model import CircuitModel
+from exporter.outputs.bundle import write_bundle
+from exporter.outputs.manifest import ExportInfo, Manifest
+from exporter.rewrite.surgery import rewrite_model
 
 UNEVEN = (Head(0, 1), Head(2, 0), Head(2, 1), Head(2, 3))  # one head, none, three
 EVEN = (Head(0, 1), Head(0, 2), Head(2, 0), Head(2, 3))  # two, none, two; with two groups also of keys and values
 GROUPED = ("llama", "mistral", "qwen2", "qwen3", "starcoder2")
+# run.py, where nothing can be imported but what it says that it needs.
+BLOCKED = """
+import runpy, sys
+for name in ("torch", "transformers", "exporter", "onnx"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def make_tokenizer(*, truncate: int | None = None) -> PreTrainedTokenizerFast:
@@ -66,7 +79,7 @@ def make_bundle(
     **options: object,
 ) -> Bundle:
     model = make_dense(family, positions=positions) if model is None else model
-    circuit = Circuit(heads=tuple(heads), **({"mlps": (1, 2), "mean": "global"} | options))
+    circuit = Circuit(heads=tuple(heads), **({"mlps": (1, 2), "ablation": Ablation(by="global")} | options))
     rewritten = rewrite_model(model, circuit, make_prompts(8, 6))
     info = ModelInfo(name=model.name, revision=None, sha256="0" * 64, family=model.family, n_layers=3, n_heads=4)
     origin = Origin(task=TaskInfo(name="acronym", parameters={}, sha256=""), model=info, circuit=circuit)
@@ -78,3 +91,17 @@ def make_bundle(
     changes = {"onnx": description, "circuit": circuit.to_json(), "model": info, "export": export}
     manifest = known.model_copy(update=changes)
     return Bundle(folder, rewritten, write_bundle(folder, manifest, model, example="w3 w1 w4"))
+
+
+def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """run.py in a process that has neither torch nor transformers nor us, started elsewhere."""
+    command = [sys.executable, "-I", "-c", BLOCKED, str(folder / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=HANG, check=False, cwd="/")
+
+
+def decode(model: CircuitModel, prompt: Sequence[int], n: int) -> list[int]:
+    """What the rewritten model says, the whole sequence computed anew for each token."""
+    ids = torch.tensor([list(prompt)])
+    for _ in range(n):
+        ids = torch.cat([ids, model.next_token_logits(ids).argmax(-1, keepdim=True)], dim=1)
+    return ids[0, len(prompt) :].tolist()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import re
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -21,9 +22,10 @@ os.environ.update(HF_HOME=_HF_HOME.name, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLEL
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from briefly import be_brief  # noqa: E402
+from nursery import Nursery  # noqa: E402
 
-from exporter import pipeline  # noqa: E402
-from exporter.loading import LanguageModel, bundled_path, load_model  # noqa: E402
+from exporter.loading.load import LanguageModel, bundled_path, load_model  # noqa: E402
 
 # Where the suite runs in the background of a script, Ctrl-C comes ignored, and children inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -31,7 +33,20 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 hypothesis.settings.register_profile("repository", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repository")
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(1)
+be_brief()
+
+
+def pytest_runtest_teardown() -> None:
+    """A benchmark may have chosen its threads."""
+    torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a third of the suite's time went into looking through it for garbage."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,10 +60,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(no_hub)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _measure_briefly() -> None:
-    """Jobs take two blocks of calls for their latency: its figures are no test's concern, and take 10 s with seven."""
-    pipeline.LATENCY_BLOCKS = 2
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Command lines in processes of their own, which start in no time."""
+    made = Nursery(tmp_path_factory.mktemp("nursery"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

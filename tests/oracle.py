@@ -1,6 +1,6 @@
 """The paper's search done plainly: a full hooked forward of the Hugging Face model for each candidate.
 
-The oracle that the engine in `exporter.search.engine` is held to; nothing in the product uses it.
+The oracle that the engine in `exporter.search.greedy` is held to; nothing in the product uses it.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from exporter.circuit import MLP, Ablation, Align, Circuit, Component, Decision, Head, Mean
-from exporter.dataset import Dataset
-from exporter.families import FAMILIES
-from exporter.hooks import ablated, hf_inputs, record_replacements
-from exporter.loading import LanguageModel
+from exporter.circuit import MLP, Ablation, Circuit, Component, Decision, Head, SearchRecord
+from exporter.loading.families import FAMILIES
+from exporter.loading.load import LanguageModel
+from exporter.metrics.divergence import kl_divergence
+from exporter.rewrite.surgery import Surgery
+from exporter.tasks.dataset import Dataset
+from exporter.verify.oracle import ablated, hf_inputs, record_replacements
 
 
 @torch.inference_mode()
@@ -24,25 +26,23 @@ def find_circuit_hooked(
     selection: Dataset,
     *,
     alpha: float,
-    ablation: Ablation = "mean",
-    mean: Mean = "position",
-    align: Align = "left",
+    ablation: Ablation | str = "mean",
     mlps: bool = True,
-) -> Circuit:
-    """DESIGN section 4, word by word."""
+) -> tuple[Circuit, SearchRecord]:
+    """docs/design.md, section 4, word by word."""
     family = FAMILIES[model.family]
     n_layers, n_heads = family.n_layers(model.hf), family.n_heads(model.hf)
-    replacements = record_replacements(model, patching, ablation=ablation, mean=mean, align=align)
+    ablation = Ablation.take(ablation)
+    replacements = record_replacements(model, patching, ablation=ablation)
 
-    def log_probabilities(circuit: Circuit) -> Tensor:
-        with ablated(model, circuit, replacements, mask=selection.mask):
-            logits = model.hf(**hf_inputs(selection.input_ids, selection.mask)).logits[:, -selection.n_steps :]
-        return torch.log_softmax(logits[selection.counted].double(), dim=-1)  # (answer, vocab)
+    def compute_logits(circuit: Circuit) -> Tensor:
+        with ablated(model, Surgery(circuit, replacements), mask=selection.mask):
+            logits: Tensor = model.hf(**hf_inputs(selection.input_ids, selection.mask)).logits
+        return logits[:, -selection.n_steps :][selection.counted]  # (answer, vocab)
 
     heads = tuple(Head(layer, index) for layer in range(n_layers) for index in range(n_heads))
-    settings = {"ablation": ablation, "mean": mean, "align": align, "alpha": alpha}
-    now = Circuit(heads=heads, mlps=tuple(range(n_layers)), order="paper", **settings)
-    log_p = log_probabilities(now)
+    now = Circuit(heads=heads, mlps=tuple(range(n_layers)), ablation=ablation)
+    dense = compute_logits(now)
     kl_now, trace = 0.0, []
     for layer in reversed(range(n_layers)):
         candidates: list[Component] = [Head(layer, index) for index in range(n_heads)]
@@ -53,10 +53,9 @@ def find_circuit_hooked(
                 heads=tuple(head for head in now.heads if head != candidate),
                 mlps=tuple(index for index in now.mlps if MLP(index) != candidate),
             )
-            log_q = log_probabilities(without)
-            kl = float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+            kl = float(kl_divergence(dense, compute_logits(without)).mean())
             removed = kl - kl_now < alpha
             trace.append(Decision(candidate, kl_now, kl, removed))
             if removed:
                 now, kl_now = without, kl
-    return replace(now, kl=kl_now, trace=tuple(trace))
+    return now, SearchRecord(alpha=alpha, order="paper", kl=kl_now, trace=tuple(trace))

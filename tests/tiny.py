@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from exporter.circuit import Circuit, Head
-from exporter.dataset import Dataset
-from exporter.families import FAMILIES
-from exporter.loading import LanguageModel
+from exporter.circuit import Ablation, Circuit, Head
+from exporter.loading.families import FAMILIES
+from exporter.loading.load import LanguageModel
+from exporter.rewrite.surgery import SHIFT, Surgery
+from exporter.tasks.dataset import Dataset
+from exporter.verify.oracle import record_replacements
 
 VOCAB = 37
 
@@ -185,12 +187,52 @@ def circuits(draw: st.DrawFn, model: LanguageModel) -> Circuit:
             layer.map(lambda mlp: ((), [mlp])),
         )
     )
+    d_mlp = next(s.d_mlp for s in model.dense.sublayers() if s.kind == "mlp")
+    some_neurons = st.lists(st.integers(0, d_mlp - 1), unique=True)
+    parts = draw(st.just({}) | st.dictionaries(layer, some_neurons))
     return Circuit(
         heads=tuple(kept_heads),
-        mlps=tuple(kept_mlps),
-        ablation=draw(st.sampled_from(["mean", "zero"])),
-        mean=draw(st.sampled_from(["position", "global"])),
+        mlps=tuple(m for m in kept_mlps if m not in parts),
+        ablation=draw(ablations()),
+        neurons=parts,
     )
+
+
+@st.composite
+def edits(draw: st.DrawFn, model: LanguageModel, circuit: Circuit, length: int) -> dict[str, torch.Tensor]:
+    """Some tensors of what stays, and shifts of any sublayer, all random."""
+    dense, generator = model.dense, torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for sublayer in dense.sublayers():
+        site = sublayer.site_for(circuit)
+        units = site.kept(circuit)
+        kept = site.keep(units).tensors if units else {}
+        shapes |= {f"{sublayer.name}.{name}": tuple(t.shape) for name, t in kept.items() if t is not None}
+        by_position = circuit.fixed_length and draw(st.booleans())
+        width = dense.W_E.shape[1]
+        shapes[f"{sublayer.name}.{SHIFT}"] = (length, width) if by_position else (width,)
+    names = draw(st.lists(st.sampled_from(sorted(shapes)), unique=True, min_size=1))
+    return {name: 0.5 * torch.randn(shapes[name], generator=generator) for name in names}
+
+
+def ablations() -> st.SearchStrategy[Ablation]:
+    """Every ablation that counts positions from the first token."""
+    kinds, by = st.sampled_from(["mean", "zero"]), st.sampled_from(["position", "global"])
+    return st.builds(Ablation, kinds, by)
+
+
+def hook_surgery(
+    model: LanguageModel, circuit: Circuit, patching: Dataset, edits: Mapping[str, torch.Tensor] | None = None
+) -> Surgery:
+    """A surgery with the means that the oracle records."""
+    neurons = [layer for layer, _ in circuit.neurons]
+    replacements = record_replacements(model, patching, ablation=circuit.ablation, neurons=neurons)
+    return Surgery(circuit, replacements, edits or {})
+
+
+def realign(circuit: Circuit, align: str) -> Circuit:
+    """The circuit with positions counted from an end."""
+    return replace(circuit, ablation=replace(circuit.ablation, align=align))
 
 
 @st.composite
@@ -203,7 +245,7 @@ def cases(draw: st.DrawFn, *, padded: bool | None = False, families: tuple[str, 
     circuit = draw(circuits(model))
     padded = draw(st.booleans()) if padded is None else padded
     if padded:
-        circuit = replace(circuit, align=draw(st.sampled_from(["left", "right"])))
+        circuit = realign(circuit, draw(st.sampled_from(["left", "right"])))
     length, batch, seed = draw(st.integers(1, 12)), draw(st.integers(1, 5)), draw(st.integers(0, 2**16))
     patching = make_prompts(draw(st.integers(1, 70)), length, seed=seed, padded=padded)
     free_length = length if circuit.fixed_length else draw(st.integers(1, 12))

@@ -19,15 +19,14 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from exporter.circuit import Circuit, Head
-from exporter.circuit_model import CircuitModel
-from exporter.data_check import require_tokenizer
-from exporter.dataset import Dataset
-from exporter.families import FAMILIES
-from exporter.loading import load_model
-from exporter.means import compute_replacements
-from exporter.rewrite import fold_model
-from exporter.slicing import slice_model
+from exporter.evidence.fitness import require_tokenizer
+from exporter.loading.families import FAMILIES
+from exporter.loading.load import load_model
+from exporter.network.model import CircuitModel
+from exporter.rewrite.folds import fold_model
+from exporter.rewrite.surgery import plan_surgery, slice_model
 from exporter.tasks import TaskData, rebuild_task
+from exporter.tasks.dataset import Dataset, count_shared
 
 RESULTS = Path(__file__).parent.parent / "results" / "main_job.json"
 MOST = 128  # the largest batch
@@ -39,7 +38,7 @@ class Case:
 
     `hf` and `dense` are the same weights; `small` is what survives, of `n_parameters` before folding. prompts: (MOST,
     pos) int64, of one length. `answer_ids` are the tokens that the task can answer with, `vocabulary` those that its
-    prompts can have, `opening` those that all start with.
+    prompts can have, `opening` those that all start with. `test` is the task's test set; None where there is no task.
     """
 
     name: str
@@ -52,6 +51,7 @@ class Case:
     answer_ids: tuple[int, ...]
     vocabulary: tuple[int, ...]
     opening: tuple[int, ...]
+    test: Dataset | None = None
 
     def describe(self) -> dict[str, Any]:
         """What is in the case, for the results."""
@@ -121,12 +121,12 @@ def _build_found(name: str, *, model: str, task: str) -> Case:
         answer_ids=collect_answers(data),
         vocabulary=tuple(torch.cat([s.input_ids.flatten() for s in _sets(data)]).unique().tolist()),
         opening=find_opening(torch.cat([s.input_ids for s in (data.patching, data.selection, data.test)])),
+        test=data.test,
     )
 
 
 def _rewrite(dense: CircuitModel, circuit: Circuit, patching: Dataset) -> dict[str, Any]:
-    means = compute_replacements(dense, patching, ablation=circuit.ablation, mean=circuit.mean, align=circuit.align)
-    sliced = slice_model(dense, circuit, means)
+    sliced = slice_model(dense, plan_surgery(dense, circuit, patching))
     return {"small": fold_model(sliced), "n_parameters": sliced.count_parameters()}
 
 
@@ -144,9 +144,7 @@ def collect_answers(data: TaskData) -> tuple[int, ...]:
 
 def find_opening(prompts: Tensor) -> tuple[int, ...]:
     """The tokens that all of some (prompt, pos) prompts start with; at least the last position is left to compute."""
-    same = (prompts == prompts[0]).all(dim=0).tolist()
-    n_same = same.index(False) if False in same else len(same)
-    return tuple(prompts[0, : min(n_same, prompts.shape[1] - 1)].tolist())
+    return tuple(prompts[0, : count_shared(prompts[:, :-1])].tolist())
 
 
 _LAYERS = tuple(range(12))

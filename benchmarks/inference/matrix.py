@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from exporter.graph_options import Logits, Precision, Scales, Target
+from exporter.graph.options import Logits, Precision, Scales, Target
 
 Engine = Literal["ours", "optimum", "quantize_dynamic", "eager", "compile"]
 Size = Literal["smoke", "full"]

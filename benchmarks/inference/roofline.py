@@ -19,7 +19,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter.runtime import import_onnxruntime
+from exporter.runtime.session import import_onnxruntime
 from inference.matrix import ON_CUDA
 from inference.work import Work
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from exporter.runtime import PROVIDERS, import_onnxruntime, open_session
+from exporter.runtime.session import PROVIDERS, import_onnxruntime, open_session
 from inference.matrix import Contestant, Provider
 
 Array = np.ndarray[Any, Any]

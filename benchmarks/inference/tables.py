@@ -1,4 +1,4 @@
-"""The figures as Markdown: one table for each comparison, the bars, and the summary for the README."""
+"""The figures as Markdown: one table for each comparison, the bars, and the summary for docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def render_bars(bars: Sequence[Bar]) -> str:
 
 
 def render_summary(results: Results) -> str:
-    """The README's table: one row for each circuit."""
+    """The table of docs/benchmarks.md: one row for each circuit."""
     head = ["circuit", "dense, batch 1 / 32", "as in the paper", "answers, fp32", "answers, int8"]
     head += ["file MB: dense, paper, task, task int8", "peak MB: dense, task, task int8"]
     rows = []
@@ -197,7 +197,8 @@ def render_summary(results: Results) -> str:
         )
     note = (
         f"Medians in ONNX Runtime over alternating blocks, and how many times faster than dense; all threads. "
-        f"{describe_run(results)}. Everything else: [benchmarks/results/inference.md](benchmarks/results/inference.md)."
+        f"{describe_run(results)}. Everything else: "
+        "[benchmarks/results/inference.md](../benchmarks/results/inference.md)."
     )
     return f"{render(head, rows)}\n\n{note}"
 

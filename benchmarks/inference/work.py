@@ -2,16 +2,17 @@
 
 Counted from the CircuitModel, not from a graph, so that a graph which computes more than it needs to is seen to: its
 share of the machine's rate is smaller. All positions up to the last attention, the answer position from there on,
-the rows of the unembedding that are read; positions of a common opening are not computed (DESIGN, section 6).
+the rows of the unembedding that are read; positions of a common opening are not computed (docs/design.md, section 6).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter.circuit_model import CircuitModel
-from exporter.graph_options import Logits
-from exporter.sublayers import Attention, Sublayer
+from exporter.graph.options import Logits
+from exporter.network.attention import Attention
+from exporter.network.model import CircuitModel
+from exporter.network.step import Sublayer
 
 _BYTES = {"fp32": 4, "int8": 1, "fp16": 2, "bf16": 2}
 

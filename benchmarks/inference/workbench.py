@@ -16,9 +16,11 @@ import numpy as np
 import onnx
 import torch
 
-from exporter.graph_options import GraphOptions
-from exporter.onnx_export import describe_onnx, export_onnx
-from exporter.runtime import PROVIDERS
+from exporter.errors import ExactnessError
+from exporter.graph.export import describe_onnx, export_onnx
+from exporter.graph.options import GraphOptions
+from exporter.runtime.session import PROVIDERS, has_provider, open_session
+from exporter.verify.precision import evaluate_file, require_precision
 from inference import footprint, optimum_export
 from inference.blocks import Pace, Times, compare, time_in_blocks
 from inference.cases import Case, load_case
@@ -111,6 +113,7 @@ class Workbench:
                 self._quantize(case, path)
             else:
                 self._export(case, contestant, path)
+                self._require_written(case, contestant, path)
         return path
 
     def _export(self, case: Case, contestant: Contestant, path: Path) -> None:
@@ -125,6 +128,19 @@ class Workbench:
             external_data=contestant.external_data,
         )
         export_onnx(case.dense if contestant.dense else case.small, path, options)
+
+    def _require_written(self, case: Case, contestant: Contestant, path: Path) -> None:
+        """Raise UnavailableError for a circuit's file that the main job would not leave: it has no figures."""
+        is_half = contestant.precision in ("fp16", "bf16")
+        if contestant.dense or case.test is None or (is_half and not has_provider("cuda")):
+            return
+        session = open_session(path, provider="cuda" if is_half else "cpu")
+        try:
+            served = evaluate_file(session, case.small, case.test)
+            require_precision(served, GraphOptions(precision=contestant.precision, scales=contestant.scales))
+        except ExactnessError as error:
+            path.unlink()
+            raise UnavailableError(f"the main job refuses this file: {error}") from error
 
     def _export_by_optimum(self, case: Case, path: Path) -> None:
         if self.optimum_python is None:

@@ -2,8 +2,8 @@
 
 Times do not travel. What does is the *graph*, from which a twin of the model is built that costs what the model cost
 (`twin`): a later model is timed beside it, within an allowance. And the *proxies* (nodes, FLOPs, bytes, parameters)
-are counted, so a growth beyond the same allowance fails without any doubt; a smaller one is progress of the exporter
-or of the search, and is said but not failed. The speed-up over a reference, the machine, versions and times are
+are counted, so a growth beyond the same allowance fails without any doubt; other changes, which a newer exporter or
+search brings, are reported and fail nothing. The speed-up over a reference, the machine, versions and times are
 written down for people and not compared: the speed-up over a larger model moves with the machine.
 """
 
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, 
 from exporter.bench.options import MOST_PROMPTS, MOST_TOKENS
 from exporter.bench.proxies import Proxies
 from exporter.errors import InputError
-from exporter.files import OutputSet, recover
+from exporter.files import OutputSet, read_json
 
 SCHEMA: Literal[1] = 1
 _REMEDY = "write a new one with --update-baseline"
@@ -78,8 +78,8 @@ class Baseline(_Plain):
         for record in self.batches:
             if (record.batch, record.pos) == (batch, pos):
                 return record
-        known = ", ".join(f"{record.batch} x {record.pos} tokens" for record in self.batches)
-        raise InputError(f"the baseline has no batch of {batch} x {pos} tokens, only {known}; {_REMEDY}")
+        recorded = ", ".join(f"{record.batch} x {record.pos} tokens" for record in self.batches)
+        raise InputError(f"the baseline has no batch of {batch} x {pos} tokens, only {recorded}; {_REMEDY}")
 
     def merge(self, older: Baseline) -> Baseline:
         """This one with the batches of an older one that it lacks, where that is of the same graphs and settings."""
@@ -96,14 +96,13 @@ class Baseline(_Plain):
     @classmethod
     def load(cls, path: str | Path) -> Baseline:
         """Read and check a baseline file; raises InputError that names what is wrong."""
-        recover(path)
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(path)
         except FileNotFoundError:
             raise InputError(f"no baseline {str(path)!r}; {_REMEDY}") from None
         except OSError as error:
             raise InputError(f"cannot read the baseline {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise InputError(f"the baseline {path} is not JSON ({str(error)[:80]}); {_REMEDY}") from error
         schema = data.get("schema") if isinstance(data, dict) else None
         if isinstance(schema, int) and schema > SCHEMA:

@@ -3,9 +3,9 @@
 FLOPs are those of products, two for a multiply-add: 2 M N K for (M, K) by (K, N), whatever the precision, with
 the shapes that the given inputs bring. Counted are MatMul, Gemm, Einsum of two operands, MatMulInteger, Attention
 (opset 23) and ONNX Runtime's own products and attention; norms, activations, softmax and everything else that
-does some work for each number are not: they are a hundredth of it. Shapes come from ONNX's shape inference on a
-copy with these inputs' dimensions, and for ONNX Runtime's own operators, which that does not know, from the
-rules below. What cannot be followed is never counted as nothing: FLOPs are then None.
+does some work for each number are not: together they are about a hundredth of the products. Shapes come from
+ONNX's shape inference on a copy with these inputs' dimensions, and for ONNX Runtime's own operators, which it does
+not know, from the rules below. Where a shape stays unknown, FLOPs are None rather than too few.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import onnx
 from onnx import NodeProto, TensorProto, helper
 
 from exporter.errors import InputError
+from exporter.files.onnx_file import count_bytes, read_onnx
 
 Shape = tuple[int, ...]
 _SMALL = 4096  # numbers; shape inference reads those of the constants, and of weights only the dimensions
@@ -44,37 +45,22 @@ class Proxies:
 
 def count_proxies(path: str | Path, shapes: Mapping[str, Sequence[int]] | None = None) -> Proxies:
     """Count a file's cost; its FLOPs for inputs of these shapes, by name. Raises InputError for no ONNX file."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf and onnx raise many types here, all of which mean the same
-        raise InputError(f"{path} is not a readable ONNX file ({str(error).splitlines()[0][:120]})") from error
+    file = read_onnx(path)
+    model = file.proto
     weights = model.graph.initializer
     known = None if shapes is None else _infer_shapes(model, {name: tuple(shape) for name, shape in shapes.items()})
     return Proxies(
         nodes=len(model.graph.node),
         parameters=sum(math.prod(w.dims) for w in weights if w.data_type in (*_FLOATS, *_BYTES)),
-        weight_bytes=sum(map(_count_bytes, weights)),
-        file_bytes=Path(path).stat().st_size + sum(file.stat().st_size for file in _external_files(model, Path(path))),
+        weight_bytes=sum(map(count_bytes, weights)),
+        file_bytes=file.bytes + sum(beside.stat().st_size for beside in file.weights),
         flops=None if known is None else _count_flops(model.graph, known),
         read_bytes=None if known is None else _count_read_bytes(model.graph, known),
     )
 
 
-def _count_bytes(tensor: TensorProto) -> int:
-    numbers = math.prod(map(int, tensor.dims))
-    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):  # two in a byte
-        return math.ceil(numbers / 2)
-    return numbers * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-
-
-def _external_files(model: onnx.ModelProto, path: Path) -> set[Path]:
-    """The files beside it that weights lie in."""
-    places = (e.value for tensor in model.graph.initializer for e in tensor.external_data if e.key == "location")
-    return {path.parent / place for place in places if (path.parent / place).is_file()}
-
-
 def _infer_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    """Every value's shape for inputs of these shapes, where it can be told."""
+    """Every value's shape for inputs of these shapes, where it can be inferred."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {name: tuple(tensor.dims) for name, tensor in weights.items()}
     types = {name: tensor.data_type for name, tensor in weights.items()}
@@ -85,7 +71,7 @@ def _infer_shapes(model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> dict[s
             found[value.name] = shapes[value.name]
             types[value.name] = value.type.tensor_type.elem_type
     given = set(found)
-    while True:  # each turn goes as far as the next operators that only a rule of ours knows
+    while True:  # ONNX's inference stops at ONNX Runtime's operators; a rule of ours takes it past them
         found |= _infer_onward(model, given, found, types)
         new = {name: shape for node in model.graph.node for name, shape in _apply_rule(node, found)}
         if not new:
@@ -128,7 +114,7 @@ def _apply_rule(node: NodeProto, known: Mapping[str, Shape]) -> list[tuple[str, 
     shape = rule(node, [known.get(name, ()) for name in node.input])
     if shape is None:
         return []
-    return [(name, shape) for place, name in enumerate(node.output) if name and place in (0, 3)]
+    return [(name, shape) for index, name in enumerate(node.output) if name and index in (0, 3)]
 
 
 def _attribute(node: NodeProto, name: str, default: int = 0) -> int:
@@ -162,7 +148,8 @@ _ALIKE = (
 _PRODUCTS = ("MatMul", "MatMulInteger", "FusedMatMul", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul")
 _GEMMS = ("Gemm", "FusedGemm")
 _ATTENTIONS = ("Attention", "MultiHeadAttention")
-_UNKNOWN = ("Conv", "ConvTranspose", "GRU", "If", "LSTM", "Loop", "RNN", "Scan", "SequenceMap")  # not without running
+# Their cost shows only when they run.
+_UNKNOWN = ("Conv", "ConvTranspose", "GRU", "If", "LSTM", "Loop", "RNN", "Scan", "SequenceMap")
 
 # The shape of the first output (and of the fourth: a norm's sum) of what ONNX's inference does not know.
 _SHAPES: dict[str, _Rule] = {
@@ -227,7 +214,7 @@ def _count_read_bytes(graph: onnx.GraphProto, known: Mapping[str, Shape]) -> int
             readers.setdefault(name, []).append(node)
     total = 0
     for name, tensor in weights.items():
-        n_bytes, nodes = _count_bytes(tensor), readers.get(name, [])
+        n_bytes, nodes = count_bytes(tensor), readers.get(name, [])
         if nodes and all(node.op_type == "Gather" and node.input[0] == name for node in nodes):
             if any(node.output[0] not in known for node in nodes):
                 return None

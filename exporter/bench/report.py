@@ -1,4 +1,4 @@
-"""What a measurement against a reference found, and what it makes of it: a verdict, JSON, a baseline."""
+"""The result of a measurement against a reference: its figures and verdict, and the same as JSON or as a baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from exporter.bench.baseline import SCHEMA, Baseline, BatchRecord, GraphSize, de
 from exporter.bench.proxies import Proxies
 from exporter.bench.twin import strip_weights
 from exporter.errors import RegressionError, UsageError
-from exporter.measure import Place
+from exporter.escaping import escape_controls
+from exporter.evidence.latency import Place
 
 _MOST_SAID = 2
 
@@ -54,7 +55,7 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What `run_bench` found. `failures` are clauses, one for each bar that is missed; `notes` need no action.
+    """What `run_bench` measured. `failures` are clauses, one for each bar that is missed; `notes` need no action.
 
     `prompts` are what it was timed on: the file's own examples, whose answers were checked, or random token ids.
     """
@@ -78,15 +79,15 @@ class BenchReport:
         if not self.failures:
             return None
         return RegressionError(
-            f"{Path(self.model).name}: {_join(self.failures)};\nmake it faster, or allow it: {_REMEDY}"
+            f"{escape_controls(Path(self.model).name)}: {_join(self.failures)};\nmake it faster, or allow it: {_REMEDY}"
         )
 
     def make_baseline(self) -> Baseline:
         """What was measured as a baseline; raises UsageError when nothing was."""
-        records = tuple(found.to_record() for found in self.batches)
+        records = tuple(result.to_record() for result in self.batches)
         first = self.batches[0]
         assert first.reference is not None
-        information = describe_machine() | {"medians_ms": {str(found.batch): _medians(found) for found in self.batches}}
+        information = describe_machine() | {"medians_ms": {str(r.batch): _medians(r) for r in self.batches}}
         return Baseline(
             schema=SCHEMA,
             provider=self.provider,
@@ -107,6 +108,6 @@ def _join(failures: Sequence[str]) -> str:
     return "; ".join(failures[:_MOST_SAID]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _medians(found: BatchResult) -> dict[str, float]:
-    times = {"reference": found.reference_seconds, "circuit": found.circuit_seconds}
+def _medians(result: BatchResult) -> dict[str, float]:
+    times = {"reference": result.reference_seconds, "circuit": result.circuit_seconds}
     return {name: round(1e3 * seconds, 3) for name, seconds in times.items() if seconds is not None}

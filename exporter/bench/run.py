@@ -17,7 +17,7 @@ What is counted rather than measured (`proxies`) is compared exactly and decides
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -29,7 +29,8 @@ from exporter.bench.report import BatchResult, BenchReport
 from exporter.bench.twin import write_twin
 from exporter.bench.workload import BoundModel, Workload, choose_workload
 from exporter.errors import InputError, UsageError
-from exporter.measure import Call, Comparison, Effort, compare_calls, count_cores
+from exporter.evidence.latency import Call, Comparison, Effort, compare_calls, count_cores
+from exporter.files.onnx_file import read_onnx
 
 DEFAULT_BATCHES = (1, 32)
 TWIN = "baseline.onnx"
@@ -37,7 +38,7 @@ _ROUGH = 0.05  # half the allowance that a baseline has by default
 
 
 class Compare(Protocol):
-    """How two calls are timed against each other: `measure.compare_calls`, or a test's own."""
+    """How two calls are timed against each other: `latency.compare_calls`, or a test's own."""
 
     def __call__(self, reference: Call, circuit: Call, effort: Effort, /) -> Comparison:
         """Measure."""
@@ -60,32 +61,16 @@ def run_bench(
     """
     threads, notes = _choose_threads(options, baseline)
     with tempfile.TemporaryDirectory(prefix="export-circuit-") as folder:
+        read_onnx(model)  # before a runtime opens what it names
         circuit = BoundModel(model, provider=options.provider, threads=threads)
         rivals: list[_Rival] = []
         for path, bar in _choose_rivals(reference, options, baseline, Path(folder)):
+            read_onnx(path)
             rivals.append(_Rival(BoundModel(path, provider=options.provider, threads=threads), bar))
         usual = baseline.batches[0].pos if baseline is not None and baseline.batches else None
         workload = choose_workload([circuit, *(r.model for r in rivals)], length=options.length, usual=usual)
         circuit.bind(workload)  # the answers to all examples, whatever the batch
-        known = DEFAULT_BATCHES if baseline is None else tuple(record.batch for record in baseline.batches)
-        results: list[BatchResult] = []
-        failures: list[str] = []
-        for batch in dict.fromkeys(options.batches or known):
-            if on_batch is not None:
-                on_batch(batch)
-            part = workload.repeat(batch)
-            for rival in rivals or (None,):
-                found = _measure(circuit, rival, part, options, compare)
-                results.append(found)
-                failures += _judge_time(found, rival)
-                notes += _note_doubt(found, options)
-            if baseline is not None:
-                record = baseline.find_batch(batch, workload.pos)
-                for change in compare_proxies(baseline, record, results[-1].circuit):
-                    if change.growth > options.allowed and options.gate != "time":
-                        failures.append(f"it has {change.text}, +{options.allowed:.0%} allowed")
-                    else:
-                        notes.append(f"{circuit.path.name} has {change.text}")
+        results, failures, about = _measure_batches(circuit, rivals, workload, options, baseline, on_batch, compare)
     return BenchReport(
         model=str(model),
         reference=None if reference is None or not rivals else str(reference),
@@ -94,7 +79,7 @@ def run_bench(
         prompts="random" if workload.answers is None else "examples",
         batches=tuple(results),
         failures=tuple(dict.fromkeys(failures)),  # most proxies are the same for every batch
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *about])),
     )
 
 
@@ -149,6 +134,38 @@ def _choose_rivals(
         yield write_twin(baseline.graph, folder / TWIN), regression
 
 
+def _measure_batches(
+    circuit: BoundModel,
+    rivals: Sequence[_Rival],
+    workload: Workload,
+    options: BenchOptions,
+    baseline: Baseline | None,
+    on_batch: Callable[[int], None] | None,
+    compare: Compare,
+) -> tuple[list[BatchResult], list[str], list[str]]:
+    """Measure each batch against each rival, or only count it where there is none; results, failures and notes."""
+    usual = DEFAULT_BATCHES if baseline is None else tuple(record.batch for record in baseline.batches)
+    results: list[BatchResult] = []
+    failures: list[str] = []
+    notes: list[str] = []
+    for batch in dict.fromkeys(options.batches or usual):
+        if on_batch is not None:
+            on_batch(batch)
+        part = workload.repeat(batch)
+        for rival in rivals or (None,):
+            result = _measure(circuit, rival, part, options, compare)
+            results.append(result)
+            failures += _judge_time(result, rival)
+            notes += _note_doubt(result, options)
+        if baseline is not None:
+            for change in compare_proxies(baseline, baseline.find_batch(batch, workload.pos), results[-1].circuit):
+                if change.growth > options.allowed and options.gate != "time":
+                    failures.append(f"it has {change.text}, +{options.allowed:.0%} allowed")
+                else:
+                    notes.append(f"{circuit.path.name} has {change.text}")
+    return results, failures, notes
+
+
 def _measure(
     circuit: BoundModel, rival: _Rival | None, workload: Workload, options: BenchOptions, compare: Compare
 ) -> BatchResult:
@@ -160,47 +177,47 @@ def _measure(
     bar = None if rival.bar is None else rival.bar.speedup
     effort = Effort(seconds=options.seconds, bar=bar)
     # the examples' answers are the circuit's own: a rival may answer otherwise
-    found = compare(rival.model.bind(replace(workload, answers=None)), circuit.bind(workload), effort)
+    timed = compare(rival.model.bind(replace(workload, answers=None)), circuit.bind(workload), effort)
     return BatchResult(
         batch,
         pos,
         proxies,
         against=rival.model.path.name,
         reference=_count(rival.model, workload),
-        reference_seconds=found.reference_seconds,
-        circuit_seconds=found.circuit_seconds,
-        speedup=found.ratio,
-        ci95=found.interval(),
-        rounds=len(found.circuit),
+        reference_seconds=timed.reference_seconds,
+        circuit_seconds=timed.circuit_seconds,
+        speedup=timed.ratio,
+        ci95=timed.interval(),
+        rounds=len(timed.circuit),
         bar=bar,
-        place=None if bar is None else found.place(bar),
+        place=None if bar is None else timed.place(bar),
     )
 
 
-def _judge_time(found: BatchResult, rival: _Rival | None) -> Iterator[str]:
+def _judge_time(result: BatchResult, rival: _Rival | None) -> Iterator[str]:
     """What is wrong with a batch's speed-up: where the interval leaves it open, the estimate decides."""
-    if rival is None or rival.bar is None or found.speedup is None or found.ci95 is None:
+    if rival is None or rival.bar is None or result.speedup is None or result.ci95 is None:
         return
-    if found.place == "below" or (found.place == "across" and found.speedup < rival.bar.speedup):
-        low, high = found.ci95
-        what = "the baseline's model" if found.against == TWIN else str(found.against)
+    if result.place == "below" or (result.place == "across" and result.speedup < rival.bar.speedup):
+        low, high = result.ci95
+        what = "the baseline's model" if result.against == TWIN else str(result.against)
         yield (
-            f"at batch {found.batch} it is {found.speedup:.2f} times as fast as {what} [{low:.2f}, {high:.2f}], and at "
-            f"least {rival.bar.speedup:.2f} is required ({rival.bar.reason})"
+            f"at batch {result.batch} it is {result.speedup:.2f} times as fast as {what} [{low:.2f}, {high:.2f}], and "
+            f"at least {rival.bar.speedup:.2f} is required ({rival.bar.reason})"
         )
 
 
-def _note_doubt(found: BatchResult, options: BenchOptions) -> Iterator[str]:
+def _note_doubt(result: BatchResult, options: BenchOptions) -> Iterator[str]:
     """That a verdict was close, or a figure is rough."""
-    if found.place == "across":
+    if result.place == "across":
         yield (
-            f"batch {found.batch}: after {options.seconds:g} s the interval still lies across the bar of "
-            f"{found.bar:.2f}, so the estimate decided; give more --seconds, or a quieter machine"
+            f"batch {result.batch}: after {options.seconds:g} s the interval still lies across the bar of "
+            f"{result.bar:.2f}, so the estimate decided; give more --seconds, or a quieter machine"
         )
-    if found.bar is None and found.speedup is not None and found.ci95 is not None:
-        reach = max(abs(end / found.speedup - 1) for end in found.ci95)
+    if result.bar is None and result.speedup is not None and result.ci95 is not None:
+        reach = max(abs(end / result.speedup - 1) for end in result.ci95)
         if reach > _ROUGH:
-            yield f"batch {found.batch}: the interval reaches {reach:.0%} far; measure on a quieter machine"
+            yield f"batch {result.batch}: the interval reaches {reach:.0%} far; measure on a quieter machine"
 
 
 def _count(model: BoundModel, workload: Workload) -> Proxies:

@@ -20,9 +20,12 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.errors import InputError
-from exporter.runtime import MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.files.onnx_file import count_bytes, is_external, read_external, read_onnx
+from exporter.graph.metadata import MAX_LENGTH_KEY, VOCAB_SIZE_KEY
 
 _KEPT = 256  # numbers; what is no larger is kept as it is: shapes, axes, scales, masks
+_MOST_GRAPH = 1 << 26  # bytes
+_MOST_WEIGHTS = 1 << 31  # bytes, as one ONNX file has
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _QUANTIZED = (TensorProto.INT8, TensorProto.UINT8)
 _FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -30,11 +33,10 @@ _FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", 
 
 def strip_weights(path: str | Path) -> str:
     """An ONNX file's graph without its weights' numbers, as text."""
-    model = onnx.load(path, load_external_data=False)
-    external = [tensor for tensor in model.graph.initializer if tensor.data_location == TensorProto.EXTERNAL]
-    small = [tensor for tensor in external if math.prod(tensor.dims) <= _KEPT]
-    for tensor in small:
-        onnx.external_data_helper.load_external_data_for_tensor(tensor, str(Path(path).parent))
+    model = read_onnx(path).proto
+    for tensor in filter(is_external, model.graph.initializer):
+        if math.prod(tensor.dims) <= _KEPT:
+            tensor.raw_data = read_external(tensor, Path(path).parent)
     for tensor in model.graph.initializer:
         if math.prod(tensor.dims) > _KEPT:
             for field in _FIELDS:
@@ -52,8 +54,11 @@ def strip_weights(path: str | Path) -> str:
 def write_twin(text: str, out: str | Path) -> Path:
     """Write the twin that `strip_weights` described, with random weights. Raises InputError for damaged text."""
     try:
-        model = onnx.load_model_from_string(zlib.decompress(base64.b64decode(text, validate=True)))
-    except (binascii.Error, zlib.error, ValueError, DecodeError) as error:
+        model = onnx.load_model_from_string(_unpack(text))
+        weights = model.graph.initializer
+        if any(map(is_external, weights)) or sum(map(count_bytes, weights)) > _MOST_WEIGHTS:
+            raise ValueError
+    except (binascii.Error, zlib.error, ValueError, KeyError, TypeError, DecodeError) as error:
         raise InputError("the graph in the baseline is damaged; write a new one with --update-baseline") from error
     rng = np.random.default_rng(0)
     for tensor in model.graph.initializer:
@@ -61,6 +66,15 @@ def write_twin(text: str, out: str | Path) -> Path:
             tensor.CopyFrom(_fill(tensor, rng))
     onnx.save(model, out)
     return Path(out)
+
+
+def _unpack(text: str) -> bytes:
+    """The bytes that were packed; ValueError for more than any graph without weights has."""
+    unpacker = zlib.decompressobj()
+    content = unpacker.decompress(base64.b64decode(text, validate=True), _MOST_GRAPH)
+    if not unpacker.eof:
+        raise ValueError
+    return content
 
 
 def _fill(tensor: TensorProto, rng: np.random.Generator) -> TensorProto:

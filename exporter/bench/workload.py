@@ -15,15 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import ExactnessError, InputError
-from exporter.runtime import (
-    ANSWER_IDS_KEY,
-    EXAMPLES_KEY,
-    VOCAB_SIZE_KEY,
-    Arrays,
-    import_onnxruntime,
-    open_session,
-    read_max_length,
-)
+from exporter.graph.metadata import ANSWER_IDS_KEY, EXAMPLES_KEY, VOCAB_SIZE_KEY
+from exporter.runtime.session import Arrays, import_onnxruntime, open_session, read_max_length
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -129,12 +122,12 @@ class BoundModel:
 
     def _check_answers(self, outputs: Arrays, answers: np.ndarray[Any, Any]) -> None:
         """Raise ExactnessError where a prompt gets another answer than the file says."""
-        found = outputs["logits"][:, -1].argmax(-1)  # (batch,), of the answers' or all tokens' logits
+        given = outputs["logits"][:, -1].argmax(-1)  # (batch,), of the answers' or all tokens' logits
         ids = outputs.get("answer_token_ids")
         if ids is None and self._answers_only:
             ids = np.array(json.loads(self.metadata[ANSWER_IDS_KEY]))
-        found = found if ids is None else ids.reshape(-1)[found]
-        wrong = int((found != answers).sum())
+        given = given if ids is None else ids.reshape(-1)[given]
+        wrong = int((given != answers).sum())
         if wrong:
             raise ExactnessError(
                 f"{self.path} gives {wrong} of {len(answers)} example prompts another answer than it says of itself; "
@@ -197,7 +190,7 @@ def choose_workload(models: Sequence[BoundModel], *, length: int | None = None, 
     if len(pinned) > 1:
         both = " and ".join(f"{path} takes {pos}" for pos, path in pinned.items())
         raise InputError(f"{both} tokens: no prompt fits both; compare models of one length")
-    longest = min((found for model in models if (found := read_max_length(model.session)) is not None), default=None)
+    longest = min((most for model in models if (most := read_max_length(model.session)) is not None), default=None)
     pos = length or next(iter(pinned), None) or usual or min(DEFAULT_LENGTH, longest or DEFAULT_LENGTH)
     if (pinned and pos not in pinned) or (longest is not None and pos > longest):
         raise InputError(f"prompts of {pos} tokens do not fit: {_say_length(pinned, longest)}; give another --length")

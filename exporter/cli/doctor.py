@@ -15,9 +15,9 @@ from typing import Literal
 from packaging.specifiers import SpecifierSet
 
 from exporter.errors import InputError, MissingRuntimeError
-from exporter.loading import bundled_path
-from exporter.runtime import import_onnxruntime
-from exporter.sources.hub import GPT2_SMALL, hub_answers, is_offline
+from exporter.loading.load import bundled_path
+from exporter.loading.sources.hub import GPT2_SMALL, hub_answers, is_offline
+from exporter.runtime.session import import_onnxruntime
 
 Status = Literal["ok", "warn", "missing"]
 
@@ -66,27 +66,28 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
-def _check_version(name: str, found: str | None, *, install: str = "pip install --upgrade export-circuit") -> Check:
+def _check_version(name: str, installed: str | None, *, install: str = "pip install --upgrade export-circuit") -> Check:
     wanted = SUPPORTED[name]
     if name == "python":
         install = f"make an environment with Python {wanted} and install export-circuit there"
-    if found is None:
+    if installed is None:
         return Check(name, "missing", f"not installed; {wanted} is supported", install)
-    if not SpecifierSet(wanted).contains(found, prereleases=True):
-        return Check(name, "warn", f"{found}; {wanted} is supported", install)
-    return Check(name, "ok", found)
+    if not SpecifierSet(wanted).contains(installed, prereleases=True):
+        return Check(name, "warn", f"{installed}; {wanted} is supported", install)
+    return Check(name, "ok", installed)
 
 
 def _check_runtime() -> Check:
-    """Which wheel ONNX Runtime comes from: two install the same module, and one of them must be gone."""
-    found = {wheel: _installed(wheel) for wheel in (_CPU, _GPU)}
-    if all(found.values()):
+    """Which wheel ONNX Runtime comes from: the two install the same module, so that only one may be there."""
+    versions = {wheel: _installed(wheel) for wheel in (_CPU, _GPU)}
+    if all(versions.values()):
         detail = f"both {_CPU} and {_GPU} are installed: the CUDA provider disappears"
         return Check("onnxruntime", "warn", detail, _REINSTALL_RUNTIME)
-    wheel = _GPU if found[_GPU] else _CPU
-    install = f"pip install 'export-circuit[{'gpu' if found[_GPU] else 'cpu'}]'"
-    check = _check_version("onnxruntime", found[wheel], install=install)
-    return Check(check.name, check.status, f"{check.detail} ({wheel})" if found[wheel] else check.detail, check.remedy)
+    wheel = _GPU if versions[_GPU] else _CPU
+    install = f"pip install 'export-circuit[{'gpu' if versions[_GPU] else 'cpu'}]'"
+    check = _check_version("onnxruntime", versions[wheel], install=install)
+    detail = f"{check.detail} ({wheel})" if versions[wheel] else check.detail
+    return Check(check.name, check.status, detail, check.remedy)
 
 
 def _check_providers() -> Check:
@@ -131,13 +132,14 @@ def _check_bundled() -> Check:
 
 def _check_optimum() -> Check:
     install = "pip install 'export-circuit[cpu,optimum]' in an environment of its own"
-    found = _installed("optimum-onnx")
-    if found is None:
+    optimum = _installed("optimum-onnx")
+    if optimum is None:
         return Check("optimum", "ok", "not installed (optional: loads exports as ORTModelForCausalLM)", install)
     transformers = _installed("transformers")
     if transformers and not SpecifierSet("<4.58").contains(transformers, prereleases=True):
-        return Check("optimum", "warn", f"optimum-onnx {found} needs transformers < 4.58, not {transformers}", install)
-    return Check("optimum", "ok", f"optimum-onnx {found}")
+        detail = f"optimum-onnx {optimum} needs transformers < 4.58, not {transformers}"
+        return Check("optimum", "warn", detail, install)
+    return Check("optimum", "ok", f"optimum-onnx {optimum}")
 
 
 def _guard(name: str, check: Callable[[], Check]) -> Check:

@@ -1,43 +1,48 @@
 """The ONNX graph of a CircuitModel, written node by node.
 
-It is authored rather than traced: every shape is known, each layer has its own head count, and a small
-graph matters, because at batch 1 the nodes cost more than the arithmetic. Only standard operators are
-used, and embedding and unembedding stay one tensor when they are tied.
+It is authored rather than traced: shapes are known in advance, each layer has its own head count, and a small graph
+matters, because at batch 1 the nodes cost more than the arithmetic. Operators are standard ones, except with target
+"ort". Tied embedding and unembedding stay one tensor, unless one of them is cut.
 
-A graph has one of three forms. *Plain*: prompts of one length, input_ids alone. *Masked*: prompts padded on
-the left, with their attention_mask. *With past*: masked, and each attention reads the keys and values of
-earlier calls and gives out its own, `past_key_values.N.key` to `present.N.key`, N counting the attention
-sublayers that are left.
+A graph has one of three forms. *Plain*: prompts without padding, input_ids alone. *Masked*: prompts padded on the left,
+with their attention_mask. *With past*: masked, and each attention sublayer reads the keys and values of earlier calls
+(`past_key_values.N.key`) and returns them with its own (`present.N.key`); N counts the attention sublayers left.
 
-Where only the last position's logits are wanted, the residual is (batch, pos, d_model) up to the last
-sublayer that attends, and (batch, d_model), the last position, from there on.
+Where only the last position's logits are asked for, the residual is (batch, pos, d_model) up to the last step that
+attends; that step and later ones compute (batch, d_model), the last position.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporter.circuit_model import CircuitModel
 from exporter.graph.inputs import InputAuthor
 from exporter.graph.nodes import make_value
-from exporter.graph_options import GraphOptions
-from exporter.slicing import add_constants
-from exporter.sublayers import MLP, Attention, Norm, Step
+from exporter.graph.options import GraphOptions
+from exporter.network.attention import Attention
+from exporter.network.feed_forward import FeedForward
+from exporter.network.model import CircuitModel
+from exporter.network.norm import Norm
+from exporter.network.step import Step, find_last_attending
+from exporter.rewrite.folds import merge_step
+from exporter.rewrite.vocabulary import cut_embedding, cut_unembedding
 
 OPSET = 20
 
 
 class GraphAuthor(InputAuthor):
-    """Emits the nodes of one folded model, in order. Names say which sublayer a node belongs to."""
+    """Emits the nodes of one folded model, in order. Names start with the sublayer's, such as `a3.scores`."""
 
     def __init__(self, model: CircuitModel, options: GraphOptions) -> None:
         super().__init__(model, options)
         self.d_model = model.W_E.shape[1]
-        attending = [index for index, step in enumerate(model.steps) if step.attends]
-        self.trim_at = len(model.steps) if options.logits == "all" else max(attending, default=-1)
+        self.trim_at = len(model.steps) if options.logits == "all" else find_last_attending(model.steps)
         self.presents: list[ir.Value] = []
         self.opening = model.keys_values(options.opening, length=self.length) if self.length and self.start else {}
 
@@ -58,7 +63,7 @@ class GraphAuthor(InputAuthor):
         )
 
     def is_trimmed(self, index: int) -> bool:
-        """Whether the residual after this step is that of the last position alone."""
+        """Whether the residual after step `index` holds the last position only."""
         return index >= self.trim_at
 
     # --- tokens in
@@ -71,8 +76,8 @@ class GraphAuthor(InputAuthor):
             ids = self.take_last(ids, axis=1)  # (batch,)
         elif self.start:
             ids = self.from_start(ids)
-        known = self.options.vocabulary
-        W_E = self.model.W_E if known is None else self.model.W_E[list(known)]
+        vocabulary = self.options.vocabulary
+        W_E = self.model.W_E if vocabulary is None else cut_embedding(self.model, vocabulary)
         x = self.embed(W_E, ids, "W_E")
         if self.model.W_pos is None:
             return x
@@ -83,10 +88,9 @@ class GraphAuthor(InputAuthor):
     # --- sublayers
 
     def step(self, index: int, step: Step, x: ir.Value) -> ir.Value:
-        """The residual after one step: of all positions, or of the last one."""
+        """The residual after one step: (batch, pos, d_model), or of the last position, (batch, d_model)."""
         trimmed = self.is_trimmed(index)
         own = out = self.take_last(x, axis=1) if index == self.trim_at else x
-        shift = None  # a constant that an output bias can take in
         if step.constant is not None:
             name = f"step{index}.constant"
             found: ir.Value | Tensor = step.constant
@@ -94,30 +98,26 @@ class GraphAuthor(InputAuthor):
                 find = self.last_row if trimmed else self.rows
                 found = find(name, step.constant, align=self.model.align)
             if isinstance(found, Tensor) and len(step.sublayers):
-                shift = found
+                step = merge_step(Step(list(step.sublayers), found), self.model.W_E.dtype)
             else:
                 value = self.weight(name, found) if isinstance(found, Tensor) else found
                 out = self.op("Add", out, value, name=f"step{index}.add")
-        for place, sublayer in enumerate(step.sublayers):
-            known = [c for c in (sublayer.out_bias, shift if place == 0 else None) if c is not None]
-            bias = add_constants(known, self.model.W_E.dtype)
-            if isinstance(sublayer, Attention):
-                added = self.attention(sublayer, x, bias, last=trimmed)
-            else:
-                added = self.mlp(sublayer, own, bias, rows=trimmed)
-            out = self.op("Add", out, added, name=f"{_name(sublayer)}.residual")
+        for sublayer in step.sublayers:
+            bias = sublayer.out_bias
+            added = EMITTERS[sublayer.kind](self, sublayer, x if sublayer.attends else own, bias, trimmed)
+            out = self.op("Add", out, added, name=f"{sublayer.name}.residual")
         return out
 
-    def attention(self, attention: Attention, x: ir.Value, bias: Tensor | None, *, last: bool) -> ir.Value:
-        """What the heads add: (batch, pos, d_model), or at the `last` position (batch, d_model)."""
-        assert attention.b_V is None and attention.scale == 1.0  # folded
-        name = _name(attention)
+    def attention(self, attention: Attention, x: ir.Value, bias: Tensor | None, last: bool) -> ir.Value:
+        """The attention's output: (batch, pos, d_model), or at the `last` position (batch, d_model)."""
+        assert attention.b_V is None and attention.scale == 1.0  # `fold_model` folds both
+        name = attention.name
         x = self.norm(x, attention.norm, name, width=self.d_model)
         z = self.read_last(attention, x, name) if last else self.read_all(attention, x, name)
         return self.linear(z, attention.W_O, bias, f"{name}.out", rows=last)
 
     def read_all(self, attention: Attention, x: ir.Value, name: str) -> ir.Value:
-        """What the heads read at every position: (batch, pos, head * d_head)."""
+        """The heads' z (see `Attention.z`) at every position: (batch, pos, head * d_head)."""
         q, k, v = self.heads_of(attention, x, name, queries=True)
         k, v = self.keys_values(attention, k, v, name)
         single = self.is_single(attention)
@@ -134,7 +134,7 @@ class GraphAuthor(InputAuthor):
         return self.op("Reshape", z, self.integers(0, 0, attention.W_O.shape[0]), name=f"{name}.z_flat")
 
     def read_last(self, attention: Attention, x: ir.Value, name: str) -> ir.Value:
-        """What the heads read at the last position: (batch, head * d_head)."""
+        """The heads' z (see `Attention.z`) at the last position: (batch, head * d_head)."""
         n_heads, d_head = len(attention.heads), attention.d_head
         k, v = self.heads_of(attention, x, name, queries=False)
         k, v = self.keys_values(attention, k, v, name)
@@ -155,11 +155,11 @@ class GraphAuthor(InputAuthor):
         return self.op("Reshape", z, self.integers(0, n_heads * d_head), name=f"{name}.z")
 
     def is_single(self, attention: Attention) -> bool:
-        """Whether there is one head, and no axis for heads: where shapes are known, nothing needs it."""
+        """Whether the graph omits the head axis, in all shapes below: one head, and prompts of fixed length."""
         return len(attention.heads) == 1 and self.length is not None
 
     def heads_of(self, attention: Attention, x: ir.Value, name: str, *, queries: bool) -> list[ir.Value]:
-        """Queries where asked for, keys, and values, from one product: (batch, head, pos, d_head) each."""
+        """Queries (with `queries`), keys and values, rotated, of one product: (batch, head, pos, d_head) each."""
         n_heads, n_kv, d_head = len(attention.heads), len(attention.kv_heads), attention.d_head
         parts = [(attention.W_K, attention.b_K), (attention.W_V, None)]
         counts = {"k": n_kv, "v": n_kv}
@@ -179,13 +179,13 @@ class GraphAuthor(InputAuthor):
         if rotary is None or attention.q_norm is not None:
             found = self.split(y, {f"{name}.{part}": n for part, n in counts.items()}, axis=1)
             return [self.turned(attention, value, part, name) for value, part in zip(found, counts, strict=True)]
-        # what is turned alike is turned together
+        # queries and keys have the same rotation: rotate both in one node
         y, v = self.split(y, {f"{name}.to_turn": sum(counts.values()) - n_kv, f"{name}.v": n_kv}, axis=1)
         y = self.rotate(y, rotary, d_head, name)
         return [*self.split(y, {f"{name}.q": n_heads, f"{name}.k": n_kv}, axis=1), v] if queries else [y, v]
 
     def turned(self, attention: Attention, x: ir.Value, part: str, name: str, *, last: bool = False) -> ir.Value:
-        """Queries or keys normalised and rotated, where the family does; values as they are."""
+        """Queries or keys (`part` q or k), normalised and rotated if the model does so; values (v) unchanged."""
         gain = {"q": attention.q_norm, "k": attention.k_norm, "v": None}[part]
         if gain is not None:
             x = self.norm(x, Norm(gain, eps=attention.norm.eps, rms=True), f"{name}.{part}", width=attention.d_head)
@@ -194,7 +194,7 @@ class GraphAuthor(InputAuthor):
         return self.rotate(x, self.model.rotary, attention.d_head, f"{name}.{part}", last=last)
 
     def keys_values(self, attention: Attention, k: ir.Value, v: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
-        """All keys and values that the queries read, by query head: (batch, head, total, d_head) each."""
+        """Keys and values for each query head, past and opening included: (batch, head, total, d_head) each."""
         if self.form == "past":
             k, v = self.with_past(k, v, len(attention.kv_heads), attention.d_head, name)
         if self.start:
@@ -209,7 +209,7 @@ class GraphAuthor(InputAuthor):
         return k, v
 
     def with_opening(self, own: ir.Value, shared: Tensor, name: str, *, single: bool) -> ir.Value:
-        """Keys or values of the opening, (head, opening, d_head), before the others."""
+        """`own` keys or values after those of the opening, `shared` (kv_head, opening, d_head)."""
         batch = self.once("batch", lambda: self.op("Shape", self.input_ids, name="batch", start=0, end=1))
         ones = self.integers(*[1] * (2 if single else 3))
         shape = self.once(
@@ -221,7 +221,7 @@ class GraphAuthor(InputAuthor):
         return self.op("Concat", first, own, name=f"{name}.all", axis=1 if single else 2)
 
     def with_past(self, k: ir.Value, v: ir.Value, n_kv: int, d_head: int, name: str) -> tuple[ir.Value, ir.Value]:
-        """Keys and values of earlier calls before these; both together are outputs."""
+        """k and v after the keys and values of earlier calls; the results are also outputs, `present`."""
         index, both = len(self.presents) // 2, []
         dtype = ir.DataType.from_numpy(np.dtype(self.dtype))
         for kind, now in (("key", k), ("value", v)):
@@ -233,9 +233,9 @@ class GraphAuthor(InputAuthor):
             both.append(present)
         return both[0], both[1]
 
-    def mlp(self, mlp: MLP, x: ir.Value, bias: Tensor | None, *, rows: bool) -> ir.Value:
-        """What the MLP adds, in the shape of x."""
-        name = _name(mlp)
+    def mlp(self, mlp: FeedForward, x: ir.Value, bias: Tensor | None, rows: bool) -> ir.Value:
+        """The MLP's output, in the shape of x; `rows`: x is (batch, d_model), the last position."""
+        name = mlp.name
         x = self.norm(x, mlp.norm, name, width=self.d_model)
         hidden = self.linear(x, mlp.W_in, mlp.b_in, f"{name}.in", rows=rows)  # (..., d_mlp)
         if mlp.W_gate is None:
@@ -252,16 +252,13 @@ class GraphAuthor(InputAuthor):
         """Logits at every position, (batch, pos, vocab), or at the last one, (batch, 1, vocab or answer)."""
         norm, W_U, bias = self.model.final_norm, self.model.W_U.detach(), None
         if self.options.logits == "answers":  # a copy, so that it can take in the norm's gain and bias
-            W_U = W_U[list(self.options.answer_ids)]
-            bias = None if norm.bias is None else (W_U.double() @ norm.bias.double()).to(W_U.dtype)
-            W_U = W_U if norm.weight is None else (W_U.double() * norm.weight.double()).to(W_U.dtype)
-            norm = Norm(None, eps=norm.eps, rms=norm.rms)
+            norm, W_U, bias = cut_unembedding(self.model, self.options.answer_ids)
         if not self.is_trimmed(len(self.model.steps) - 1):
             x = self.op("Reshape", x, self.integers(-1, self.d_model), name="final.rows")  # (batch * pos, d_model)
         x = self.norm(x, norm, "final", width=self.d_model)
         if self.options.precision == "int8":
             rows = self.linear(x, W_U.T, bias, "unembed", rows=True)
-        else:  # Gemm reads (vocab, d_model) as it lies: no transposed copy
+        else:  # Gemm with transB takes (vocab, d_model) as it is stored: no transposed copy
             is_shared = self.model.tied and self.options.vocabulary is None and self.options.logits != "answers"
             added = () if bias is None else (self.weight("unembed.bias", bias),)
             W = self.weight("W_E" if is_shared else "W_U", W_U)
@@ -271,7 +268,7 @@ class GraphAuthor(InputAuthor):
         return self.shape_logits(rows, len(W_U))
 
     def shape_logits(self, rows: ir.Value, n: int) -> ir.Value:
-        """Rows of logits, (row, n), by prompt and position."""
+        """The output `logits`: rows of logits, (row, n), as (batch, pos or 1, n)."""
         pos: str | int = 1
         if self.options.logits != "all":
             shape = self.integers(-1, 1, n)
@@ -285,11 +282,15 @@ class GraphAuthor(InputAuthor):
         return logits
 
     def answer_ids(self) -> ir.Value:
-        """The token of each logit, (answer,): an output that is a constant."""
+        """The output `answer_token_ids`, a constant: the token id of each logit, (answer,) int64."""
         ids = self.constant("answer_token_ids", np.array(self.options.answer_ids, np.int64))
         ids.type, ids.shape = ir.TensorType(ir.DataType.INT64), ir.Shape([len(self.options.answer_ids)])
         return ids
 
 
-def _name(sublayer: Attention | MLP) -> str:
-    return f"{'a' if isinstance(sublayer, Attention) else 'm'}{sublayer.layer}"
+EMITTERS: dict[str, Callable[[GraphAuthor, Any, ir.Value, Tensor | None, bool], ir.Value]] = {
+    "attention": GraphAuthor.attention,
+    "mlp": GraphAuthor.mlp,
+}
+"""By kind of sublayer: the method that emits it, given the sublayer, the residual, its output bias, and whether only
+the last position is computed."""

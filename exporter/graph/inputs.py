@@ -1,6 +1,6 @@
-"""What comes into a graph, and where its tokens stand: ids, positions, masks, rotary embeddings.
+"""A graph's inputs and what is derived from them: token ids, positions, attention masks, rotary embeddings.
 
-Where every prompt has one known length, all of it is constants; else it is computed from the inputs.
+For prompts of one fixed length, positions, masks and rotary embeddings are constants; else nodes compute them.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporter.circuit_model import CircuitModel
+from exporter.graph.guards import IN_VOCABULARY
 from exporter.graph.nodes import NodeAuthor, make_value
-from exporter.graph_options import GraphOptions
-from exporter.positions import Rotary
+from exporter.graph.options import GraphOptions
+from exporter.network.model import CircuitModel
+from exporter.network.positions import Rotary
 
 
 class InputAuthor(NodeAuthor):
-    """The inputs of a graph and what follows from them, each emitted once, when it is first needed."""
+    """Emits the inputs, and the nodes that sublayers share (positions, masks), each once, when first needed."""
 
     def __init__(self, model: CircuitModel, options: GraphOptions) -> None:
         super().__init__(options)
         self.model = model
         self.form = options.form
-        self.length = (model.length or options.length) if self.form == "plain" else None  # tokens, where known
-        self.start = len(options.opening)  # the first position that is computed
+        self.length = (model.length or options.length) if self.form == "plain" else None  # tokens of every prompt
+        self.start = len(options.opening)  # the first position that the graph computes
         pos: str | int = self.length or "sequence"
         self.input_ids = make_value("input_ids", ir.DataType.INT64, ["batch", pos])
         self.inputs = [self.input_ids]
@@ -37,19 +38,22 @@ class InputAuthor(NodeAuthor):
     # --- tokens
 
     def from_start(self, x: ir.Value) -> ir.Value:
-        """What follows the opening, along axis 1."""
+        """x without the opening's positions, which are on axis 1."""
         name = f"{x.name}.after_opening"
         return self.op("Slice", x, self.integers(self.start), self.integers(2**62), self.integers(1), name=name)
 
     def known_ids(self) -> ir.Value:
-        """The rows of the kept embeddings, (batch, pos); tokens that have none are told of in `in_vocabulary`."""
+        """Each token's row in the embeddings of `options.vocabulary`: (batch, pos).
+
+        Also emits the guard `in_vocabulary`. A token outside the vocabulary gets the last row.
+        """
         vocabulary = self.options.vocabulary or ()
         unknown = len(vocabulary)
-        places = np.full(len(self.model.W_E) + 1, unknown, np.int32)  # the last one is for all ids that are no token's
+        places = np.full(len(self.model.W_E) + 1, unknown, np.int32)  # last entry: ids out of range
         places[list(vocabulary)] = np.arange(unknown)
         ids = self.ids_within()
         row = self.op("Gather", self.constant("vocabulary.rows", places), ids, name="ids.rows")  # (batch, pos)
-        if self.form != "plain":  # what stands at padding does not matter
+        if self.form != "plain":  # padding may hold any id: give it row 0, which the guard accepts
             real = self.attention_mask
             real = real if self.form == "masked" else self.last_rows(real, "mask.own", axis=1)
             real = self.op("Cast", real, name="ids.real", to=ir.DataType.BOOL)
@@ -58,15 +62,15 @@ class InputAuthor(NodeAuthor):
         fits = self.op("Less", highest, self.row_number(unknown), name="ids.known")
         if self.start:
             fits = self.op("And", fits, self.is_opening(), name="ids.fit")
-        fits.name = "in_vocabulary"
+        fits.name = IN_VOCABULARY
         fits.type, fits.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape(["batch"])
         self.outputs.append(fits)
         return self.op("Min", row, self.row_number(unknown - 1), name="ids.kept")
 
     def ids_within(self) -> ir.Value:
-        """The token ids, all that are none as -1 or the vocabulary's size: (batch, pos).
+        """Token ids clipped to -1 and the model's vocabulary size, the marks of invalid ids: (batch, pos) int64.
 
-        In float32, which holds every id exactly: ONNX Runtime 1.31 compares int64 wrongly near 2**31.
+        Clipped in float32, which holds every valid id exactly: ONNX Runtime 1.31 compares int64 wrongly near 2**31.
         """
 
         def make() -> ir.Value:
@@ -78,11 +82,11 @@ class InputAuthor(NodeAuthor):
         return self.once("ids.within", make)
 
     def row_number(self, row: int) -> ir.Value:
-        """A row of the kept embeddings as an initializer."""
+        """A row number of the kept embeddings as an int32 initializer."""
         return self.constant(f"row.{row}", np.array(row, np.int32))
 
     def is_opening(self) -> ir.Value:
-        """Whether each prompt starts as it has to: (batch,) bool."""
+        """Whether each prompt starts with the tokens of `options.opening`: (batch,) bool."""
         first = (self.integers(0), self.integers(self.start), self.integers(1))
         apart = self.op("Slice", self.ids_within(), *first, name="opening.ids")  # (batch, opening)
         apart = self.op("Sub", apart, self.integers(*self.options.opening), name="opening.apart")
@@ -93,11 +97,11 @@ class InputAuthor(NodeAuthor):
     # --- positions
 
     def n_pos(self) -> ir.Value:
-        """How many tokens input_ids has: (1,)."""
+        """The size of input_ids' axis 1, pos: (1,) int64."""
         return self.once("pos", lambda: self.op("Shape", self.input_ids, name="pos", start=1, end=2))
 
     def position_ids(self) -> ir.Value:
-        """Each token's position: (1, pos), or (batch, pos) where there is a mask."""
+        """Each token's position, 0 for a prompt's first token: (1, pos), or (batch, pos) with an attention_mask."""
 
         def make() -> ir.Value:
             if self.form == "plain":
@@ -112,12 +116,12 @@ class InputAuthor(NodeAuthor):
         return self.once("position_ids", make)
 
     def last_rows(self, x: ir.Value, name: str, *, axis: int) -> ir.Value:
-        """The last rows of x, as many as there are tokens."""
+        """The last pos entries of x along an axis, pos being the number of tokens in input_ids."""
         start = self.once("pos.negative", lambda: self.op("Neg", self.n_pos(), name="pos.negative"))
         return self.op("Slice", x, start, self.integers(2**62), self.integers(axis), name=name)
 
     def rows(self, name: str, table: Tensor, *, align: str) -> ir.Value:
-        """A table's rows, (pos, d_model), for the tokens that are computed."""
+        """Rows of a table by position for the tokens of this call: (pos, d_model), or (batch, pos, d_model)."""
         if self.length is not None:
             return self.weight(name, table[self.start : self.length])
         value = self.weight(name, table)
@@ -128,7 +132,7 @@ class InputAuthor(NodeAuthor):
         return self.op("Gather", value, self.position_ids(), name=f"{name}.rows")  # (batch, pos, d_model)
 
     def last_row(self, name: str, table: Tensor, *, align: str) -> ir.Value | Tensor:
-        """A table's row at the last position: (d_model,) where it is known, else (batch or 1, d_model)."""
+        """A table's row at the last position: a Tensor (d_model,) if fixed at export, else (batch or 1, d_model)."""
         if self.length is not None:
             return table[self.length - 1]
         if align == "right":
@@ -137,7 +141,10 @@ class InputAuthor(NodeAuthor):
         return self.op("Gather", self.weight(name, table), last, name=f"{name}.last_row")
 
     def mask(self) -> ir.Value | None:
-        """What hides positions, added to the scores; None where there is nothing to hide."""
+        """The additive attention mask, 0 or minus infinity; None where the only query sees every position.
+
+        (pos, total), or (batch, 1, pos, total) with an attention_mask.
+        """
         if self.length is not None and self.length - self.start == 1:
             return None
         if self.length is not None:
@@ -146,7 +153,7 @@ class InputAuthor(NodeAuthor):
         return self.once("mask", self.free_mask)
 
     def free_mask(self) -> ir.Value:
-        """The mask of whatever comes in: (pos, total), or (batch, 1, pos, total) where there is padding."""
+        """The attention mask for prompts of free length: (pos, total), or (batch, 1, pos, total) with padding."""
         pos = self.op("Squeeze", self.n_pos(), name="mask.pos")  # ()
         if self.form == "past":
             total = self.op("Shape", self.attention_mask, name="mask.total_1", start=1, end=2)
@@ -161,12 +168,12 @@ class InputAuthor(NodeAuthor):
         if self.form != "plain":
             real = self.op("Unsqueeze", self.real_tokens(), self.integers(1, 2), name="mask.real")
             seen = self.op("And", seen, real, name="mask.seen_real")  # (batch, 1, pos, total)
-            # padding sees itself, or softmax would have nothing to weigh
+            # a padding position sees itself: a softmax over no position is NaN
             seen = self.op("Or", seen, self.op("Equal", query, key, name="mask.self"), name="mask.seen_any")
         return self.hide(seen, "mask")
 
     def last_mask(self) -> ir.Value | None:
-        """The same for the last position, which sees all but padding: (batch, 1, total)."""
+        """The mask of the last position, which sees all but padding: (batch, 1, total); None in the form "plain"."""
         if self.form == "plain":
             return None
 
@@ -177,7 +184,7 @@ class InputAuthor(NodeAuthor):
         return self.once("last_mask", make)
 
     def real_tokens(self) -> ir.Value:
-        """Which tokens are no padding: (batch, total) bool."""
+        """attention_mask as bool, False at padding: (batch, total)."""
         name = "mask.tokens"
         return self.once(name, lambda: self.op("Cast", self.attention_mask, name=name, to=ir.DataType.BOOL))
 
@@ -189,7 +196,7 @@ class InputAuthor(NodeAuthor):
     def rotate(self, x: ir.Value, rotary: Rotary, d_head: int, name: str, *, last: bool = False) -> ir.Value:
         """Rotary embedding of (batch, head, pos, d_head), or at the `last` position of (batch, head, d_head).
 
-        x cos + (x R) sin, R turning each pair by 90 degrees.
+        Without a head axis for a single head. x cos + (x R) sin, R rotating each pair of dimensions by 90 degrees.
         """
         half = len(rotary.inv_freq)
         quarter_turn = np.zeros((d_head, d_head), np.float32)
@@ -201,7 +208,11 @@ class InputAuthor(NodeAuthor):
         return self.op("Add", self.op("Mul", x, cos, name=f"{name}.cos"), turned, name=f"{name}.rotated")
 
     def cos_sin(self, rotary: Rotary, d_head: int, *, last: bool) -> tuple[ir.Value, ir.Value]:
-        """Cosine and sine for all dimensions of a head; those that are not turned have 1 and 0."""
+        """Cosine and sine for all dimensions of a head, 1 and 0 for those without rotation.
+
+        (pos, d_head) for fixed length, else (batch or 1, 1, pos, d_head); for the `last` position (1, d_head), or
+        (batch or 1, 1, d_head).
+        """
         rest = d_head - 2 * len(rotary.inv_freq)
         if self.length is not None:
             ids = torch.arange(self.length - 1 if last else self.start, self.length)[None]

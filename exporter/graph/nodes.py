@@ -1,7 +1,7 @@
-"""Nodes and initializers of an ONNX graph, in the precision that is asked for.
+"""Nodes and initializers of an ONNX graph, in the precision that the options name.
 
-This is the vocabulary that `graph` writes models in: a linear map, a norm, an activation, an embedding. Here
-alone is known what a precision changes.
+The building blocks of `exporter.graph.author`: linear maps, norms, activations, embeddings. What a precision changes is
+decided here, except for the unembedding (`GraphAuthor.unembed`).
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import torch
 from onnx_ir import tape
 from torch import Tensor
 
-from exporter.graph_options import GraphOptions
-from exporter.sublayers import Norm
+from exporter.graph.options import GraphOptions
+from exporter.network.norm import Norm
 
 Array = np.ndarray[Any, Any]
 
 _DTYPES: dict[str, Any] = {"fp32": np.float32, "int8": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 T = TypeVar("T")
-_MIDDLE = 128  # the zero point of weights stored as uint8
+_MIDDLE = 128  # the zero point of symmetric values stored as uint8
 
 
 class NodeAuthor:
-    """Emits nodes in order; what is emitted under a name carries it."""
+    """Emits nodes in order; a node and its output have the name that they are emitted under."""
 
     def __init__(self, options: GraphOptions) -> None:
         self.options = options
-        self.dtype = _DTYPES[options.precision]  # of everything that is computed, but products in int8
+        self.dtype = _DTYPES[options.precision]  # of all values, except operands of int8 products
         self.tape = tape.Tape()
         self.constants: dict[str, ir.Value] = {}
-        self.known: dict[str, Any] = {}  # what several sublayers read
+        self.known: dict[str, Any] = {}  # by name: values that several sublayers read, see `once`
 
     @property
     def is_half(self) -> bool:
@@ -44,7 +44,7 @@ class NodeAuthor:
     # --- layers
 
     def linear(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str, *, rows: bool = False) -> ir.Value:
-        """x @ weight + bias. weight: (in, out). `rows`: x is (row, in), which one Gemm takes with its bias."""
+        """x @ weight + bias: x (..., in), weight (in, out). With `rows`, x is (row, in), and one Gemm does both."""
         if self.options.precision == "int8":
             return self._linear_int8(x, weight, bias, name)
         W = self.weight(f"{name}.weight", weight)
@@ -55,9 +55,9 @@ class NodeAuthor:
         return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias), name=name)
 
     def _linear_int8(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str) -> ir.Value:
-        """The same with weights symmetric per output column and activations quantised as they come.
+        """`linear` in int8: weights symmetric, one scale for each output column; activations quantised at run time.
 
-        With one scale the nodes stand as ONNX Runtime fuses them into one kernel when it loads the file.
+        With scales by tensor, the nodes are in the order that ONNX Runtime fuses into one kernel at load.
         """
         if self.options.target == "ort" and self.options.scales == "tensor":
             return self._fused_int8(x, weight, bias, name)
@@ -73,7 +73,7 @@ class NodeAuthor:
         return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias), name=name)
 
     def _fused_int8(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str) -> ir.Value:
-        """The one kernel that ONNX Runtime makes of those nodes, written as such."""
+        """`_linear_int8` as ONNX Runtime's own fused operator, DynamicQuantizeMatMul."""
         W, zero = self._weight_int8(weight, name)
         added = () if bias is None else (self.weight(f"{name}.bias", bias),)
         out = self.tape.op(
@@ -87,7 +87,7 @@ class NodeAuthor:
         return out
 
     def _weight_int8(self, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value | None]:
-        """The weight in 8 bits, and its zero point; None for zero."""
+        """The weight in 8 bits, and its zero point; None where that is 0."""
         rounded = (weight / _scale_of(weight, dim=0)).round()  # -127 to 127
         if self.options.weight_type == "int8":
             return self.constant(f"{name}.weight", rounded.to(torch.int8).contiguous().numpy()), None
@@ -95,7 +95,10 @@ class NodeAuthor:
         return self.constant(f"{name}.weight", shifted.contiguous().numpy()), self.middle()
 
     def quantise(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """x as uint8, its scale, and its zero point: one of each for the whole tensor, or a scale for each token."""
+        """x as uint8, its scale and its zero point.
+
+        By tensor: one scale and one zero point. By token: scales (..., 1), and 128 as the zero point.
+        """
         if self.options.scales == "tensor":
             parts = list(self.tape.op_multi_out("DynamicQuantizeLinear", [x], None, num_outputs=3))
             for part, name in zip(parts, ("int8", "scale", "zero"), strict=True):
@@ -103,20 +106,20 @@ class NodeAuthor:
             return parts[0], parts[1], parts[2]
         size = self.op("Abs", x, name=f"{x.name}.size")
         largest = self.op("ReduceMax", size, self.integers(-1), name=f"{x.name}.largest", keepdims=1)
-        some = self.constant("int8.smallest", np.array(1e-30, np.float32))  # a token of zeros has to have a scale
+        some = self.constant("int8.smallest", np.array(1e-30, np.float32))  # no division by 0
         largest = self.op("Max", largest, some, name=f"{x.name}.above_zero")
         scale = self.op("Div", largest, self.constant("int8.127", np.array(127, np.float32)), name=f"{x.name}.scale")
         rounded = self.op("Round", self.op("Div", x, scale, name=f"{x.name}.steps"), name=f"{x.name}.rounded")
-        middle = self.constant("int8.middle.float", np.array(_MIDDLE, np.float32))  # int8 itself has no fast kernel
+        middle = self.constant("int8.middle.float", np.array(_MIDDLE, np.float32))  # int8 inputs have no fast kernel
         shifted = self.op("Add", rounded, middle, name=f"{x.name}.shifted")
         return self.op("Cast", shifted, name=f"{x.name}.int8", to=ir.DataType.UINT8), scale, self.middle()
 
     def middle(self) -> ir.Value:
-        """The zero point of what is symmetric and stored as uint8."""
+        """The zero point of symmetric values stored as uint8, 128."""
         return self.constant("int8.middle", np.array(_MIDDLE, np.uint8))
 
     def embed(self, table: Tensor, rows: ir.Value, name: str) -> ir.Value:
-        """Rows of a table, (row, d_model), by index."""
+        """The table's rows, of (row, d_model), at the indices `rows`, (...): (..., d_model)."""
         if self.options.precision != "int8":
             return self.op("Gather", self.weight(name, table), rows, name=f"{name}.embed")
         scale = _scale_of(table, dim=1)[:, None]  # (row, 1)
@@ -127,14 +130,14 @@ class NodeAuthor:
         return self.op("Mul", x, scales, name=f"{name}.embed")
 
     def norm(self, x: ir.Value, norm: Norm, name: str, *, width: int) -> ir.Value:
-        """LayerNorm or RMSNorm over the last axis, of this width; a folded one shares a gain of ones."""
+        """LayerNorm or RMSNorm over the last axis, of size `width`; norms without gain share one gain of ones."""
         gain = torch.ones(width) if norm.weight is None else norm.weight
         gain_name = f"ones{width}" if norm.weight is None else f"{name}.norm.weight"
         if not norm.rms:
             bias = () if norm.bias is None else (self.weight(f"{name}.norm.bias", norm.bias),)
             gains = self.weight(gain_name, gain)
             return self.op("LayerNormalization", x, gains, *bias, name=f"{name}.norm", axis=-1, epsilon=norm.eps)
-        # the pattern that ONNX Runtime fuses into one kernel when it loads the file; squares leave fp16's range
+        # the pattern that ONNX Runtime fuses into one kernel at load; in float32, since squares overflow fp16
         if self.is_half:
             x = self.op("Cast", x, name=f"{name}.norm.float", to=ir.DataType.FLOAT)
         square = self.op("Pow", x, self.constant("two", np.array(2.0, np.float32)), name=f"{name}.norm.square")
@@ -147,7 +150,7 @@ class NodeAuthor:
         return self.op("Mul", unit, self.weight(gain_name, gain), name=f"{name}.norm")
 
     def activation(self, x: ir.Value, activation: str, name: str) -> ir.Value:
-        """The MLP's nonlinearity."""
+        """The MLP's nonlinearity, by its name in `ACTIVATIONS`."""
         if activation == "silu":
             return self.op("Mul", x, self.op("Sigmoid", x, name=f"{name}.sigmoid"), name=f"{name}.silu")
         if activation == "relu":
@@ -158,19 +161,19 @@ class NodeAuthor:
     # --- nodes
 
     def op(self, op_type: str, *inputs: ir.Value, name: str, **attributes: Any) -> ir.Value:
-        """One node with one output; both carry the name."""
+        """One node with one output; both have the name."""
         out = self.tape.op(op_type, inputs, attributes or None, name=name)
         out.name = name
         return out
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives the first time it is asked for under this name."""
+        """make(), called once for each name; later calls return the same value."""
         if name not in self.known:
             self.known[name] = make()
         return cast("T", self.known[name])
 
     def split(self, x: ir.Value, sizes: dict[str, int], *, axis: int) -> list[ir.Value]:
-        """Parts along an axis, by name."""
+        """x split along an axis into parts; `sizes` gives each part's size, by the part's name."""
         parts = list(
             self.tape.op_multi_out("Split", [x, self.integers(*sizes.values())], {"axis": axis}, num_outputs=len(sizes))
         )
@@ -179,7 +182,7 @@ class NodeAuthor:
         return parts
 
     def contract(self, equation: str, a: ir.Value, b: ir.Value, name: str) -> ir.Value:
-        """Sum of products, written as for einsum; ONNX's has no bfloat16, so there it is done in float32."""
+        """einsum(equation, a, b); in float32 for bf16, which ONNX Einsum lacks."""
         if self.options.precision != "bf16":
             return self.op("Einsum", a, b, name=name, equation=equation)
         a, b = (
@@ -189,13 +192,13 @@ class NodeAuthor:
         return self.from_float(self.op("Einsum", a, b, name=f"{name}.float", equation=equation), name)
 
     def take_last(self, x: ir.Value, *, axis: int) -> ir.Value:
-        """The last entry along an axis, which goes."""
+        """The last entry along an axis, which is dropped."""
         return self.once(
             f"{x.name}.last", lambda: self.op("Gather", x, self.scalar(-1), name=f"{x.name}.last", axis=axis)
         )
 
     def from_float(self, x: ir.Value, name: str) -> ir.Value:
-        """A float32 value in the graph's own type."""
+        """A float32 value cast to the graph's 16-bit type; unchanged in a float32 graph."""
         return self.op("Cast", x, name=name, to=ir.DataType.from_numpy(np.dtype(self.dtype))) if self.is_half else x
 
     # --- initializers
@@ -205,29 +208,29 @@ class NodeAuthor:
         return self.number(name, tensor.contiguous().numpy())
 
     def number(self, name: str, array: Array) -> ir.Value:
-        """Floating-point numbers as an initializer, in the graph's type."""
+        """A floating-point array as an initializer, in the graph's type."""
         return self.constant(name, array.astype(self.dtype) if self.is_half else array)
 
     def scalar(self, value: int) -> ir.Value:
-        """An integer as an initializer."""
+        """An integer as an int64 initializer, ()."""
         return self.constant(f"scalar.{value}", np.array(value, np.int64))
 
     def integers(self, *values: int) -> ir.Value:
-        """A list of integers as an initializer, one for equal lists."""
+        """Integers as an int64 initializer, (n,); equal lists share one."""
         return self.constant("ints." + ".".join(map(str, values)), np.array(values, np.int64))
 
     def constant(self, name: str, array: Array) -> ir.Value:
-        """An initializer, one for each name."""
+        """An array as an initializer; calls with the same name share the first one."""
         if name not in self.constants:
             self.constants[name] = self.tape.initializer(ir.tensor(array, name=name), name)
         return self.constants[name]
 
 
 def _scale_of(weight: Tensor, *, dim: int) -> Tensor:
-    """What one step of symmetric 8-bit integers is worth, along a dimension, which goes."""
+    """The scale of symmetric 8-bit quantisation, max |weight| / 127 along a dimension, which is dropped."""
     return (weight.abs().amax(dim=dim) / 127).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def make_value(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:
-    """An input or output of the graph."""
+    """A named input or output of the graph; a string in the shape names a free dimension."""
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))

@@ -1,4 +1,4 @@
-"""What a search costs, before it is run: FLOPs, bytes, and how to fit it into memory.
+"""What a search costs, before it is run: FLOPs and bytes.
 
 With N prompts of T tokens, width d, MLP width m, H heads of width h, vocabulary V (2 FLOPs a
 multiply-add, 4 bytes a number), one pass over P positions of all prompts costs
@@ -7,71 +7,48 @@ multiply-add, 4 bytes a number), one pass over P positions of all prompts costs
     attention              8 N P d (H h) + 4 N P T (H h)   (keys and values of fewer heads: less)
     unembedding            2 N V d                 (the answer position only)
 
-and a candidate of layer l costs what lies above it: for a head its layer's MLP and every survivor of
-higher layers, for an MLP those survivors alone, each over P = T positions up to the topmost surviving
-attention and P = 1 from there on, and one unembedding. The dense pass is paid once for each layer.
-benchmarks/COST.md has the rest of the formulas, and what they say of models larger than those at hand.
+and a candidate of layer l runs what lies above it: a head its layer's MLP and every surviving sublayer of
+higher layers, an MLP those survivors alone, each over P = T positions below the topmost surviving
+attention and P = 1 (each answer position) from there on, and one unembedding. `count_once_flops` adds the
+dense passes. benchmarks/COST.md has the remaining formulas, measurements, and estimates for larger models.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import psutil
-import torch
-
-from exporter.circuit import Circuit, Head
-from exporter.circuit_model import CircuitModel
-from exporter.errors import InputError
-from exporter.sublayers import Attention, Step, Sublayer
+from exporter.circuit import Circuit
+from exporter.network.model import CircuitModel
+from exporter.network.step import Step, Sublayer, find_last_attending
 
 _NUMBER = 4  # bytes of a float32
-_MOST_PROMPTS = 128  # in one chunk: larger matrix products gain nothing more
-_SPARE_BYTES = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """How many prompts are computed at once, and that every `keep_every`-th layer's residual is kept."""
-
-    chunk: int
-    keep_every: int
-    bytes: int
-
-
-def count_flops(sublayer: Sublayer, n_prompts: int, pos: int, length: int) -> int:
-    """FLOPs of one sublayer's matrix products over `pos` positions that attend to `length`."""
-    if isinstance(sublayer, Attention):
-        queries = sublayer.W_Q.numel() + sublayer.W_O.numel()  # at `pos` positions, keys and values at all
-        keys = sublayer.W_K.numel() + sublayer.W_V.numel()
-        return n_prompts * (2 * pos * queries + 2 * length * keys + 4 * pos * length * sublayer.W_Q.shape[1])
-    return 2 * n_prompts * pos * sum(p.numel() for p in sublayer.parameters() if p.ndim == 2)
 
 
 def count_search_flops(dense: CircuitModel, circuit: Circuit, n_prompts: int, length: int) -> int:
-    """The FLOPs that a search that ends in `circuit` cannot avoid: what each candidate changes, and no more."""
+    """FLOPs of all candidates of a search that ends in `circuit`: a lower bound, without repeated evaluations.
+
+    n_prompts, length: of the selection set, length in tokens. Assumes one answer position a prompt.
+    """
     return sum(split_search_flops(dense, circuit, n_prompts, length))
 
 
 def split_search_flops(dense: CircuitModel, circuit: Circuit, n_prompts: int, length: int) -> tuple[int, int]:
-    """The same FLOPs apart: of products with many rows, and of those with a row a prompt, which run slower.
+    """`count_search_flops` in two parts: matrix products with many rows, and with one row a prompt, which run slower.
 
-    Many rows have MLPs at all positions, attention, and the unembedding of heads that share it: those of a
-    layer above which nothing attends.
+    Products with many rows are those of MLPs at all positions, of attention, and of the unembedding of a batch of
+    heads; heads are batched where no attention survives above their layer.
     """
     unembedding = 2 * n_prompts * dense.W_U.numel()
     many = few = 0
     for n_candidates, tail in _walk_candidates(dense, circuit):
-        attends = any(isinstance(s, Attention) for s in tail)
+        attends = find_last_attending(tail) >= 0
         if attends or n_candidates == 1:
             few += n_candidates * unembedding
         else:
             many += n_candidates * unembedding
         for sublayer, pos, kept, of in _place_tail(tail, circuit, length):
-            flops = n_candidates * (count_flops(sublayer, n_prompts, pos, length) * kept // of)
-            if pos > 1 or isinstance(sublayer, Attention):
+            flops = n_candidates * (sublayer.count_flops(n_prompts, pos, length) * kept // of)
+            if pos > 1 or sublayer.attends:
                 many += flops
             else:
                 few += flops
@@ -79,54 +56,60 @@ def split_search_flops(dense: CircuitModel, circuit: Circuit, n_prompts: int, le
 
 
 def count_once_flops(dense: CircuitModel, n_patching: int, n_prompts: int, length: int) -> int:
-    """The FLOPs that a search pays once, at most: the means, the dense pass twice, each head's part of the residual.
+    """FLOPs that a search pays once: the means, two dense passes, each head's contribution to the residual.
 
-    The second dense pass is each layer's, when its turn comes; a plan that recomputes residuals adds a third.
+    The first dense pass computes the residual before each layer; the second runs each layer again when the search
+    comes to it. A plan with `keep_every` > 1 recomputes residuals, a third pass that is not counted here.
     """
-    total = 4 * n_prompts * dense.W_U.numel()  # the dense logits, and what P expects of W_U
+    total = 4 * n_prompts * dense.W_U.numel()  # the dense logits, and E = P @ W_U (`KLTarget`), in float64
     for sublayer in dense.sublayers():
-        total += count_flops(sublayer, n_patching, length, length)
-        total += 2 * count_flops(sublayer, n_prompts, length, length)
-        if isinstance(sublayer, Attention):
-            total += 2 * n_prompts * length * sublayer.W_O.numel()
+        total += sublayer.count_flops(n_patching, length, length)
+        total += 2 * sublayer.count_flops(n_prompts, length, length)
+        n_units = len(sublayer.sites[0].units)
+        if n_units > 1:  # each head's contribution is a separate product z_h @ W_O[h]
+            W_O = sublayer.tensors["W_O"]
+            total += 2 * n_prompts * length * (0 if W_O is None else W_O.numel())
     return total
 
 
 def count_search_bytes(
     dense: CircuitModel, circuit: Circuit, n_prompts: int, length: int, *, chunk: int
 ) -> tuple[int, int]:
-    """Bytes that a search's candidates read of weights, and read and write of activations, one at a time.
+    """Bytes of memory traffic of all candidates, each evaluated alone: (weights read, activations read and written).
 
-    Weights are read once for every `chunk` prompts. A product reads its input and writes its output, and so
-    does what is done to each number in turn; caches save some of it, and batched heads of the weights.
+    Weights are read once for every `chunk` prompts. Every matrix product and every elementwise operation reads its
+    input and writes its output. An upper bound: caches save activations, and batched heads share a read of weights.
     """
     n_chunks = -(-n_prompts // chunk)
     d_vocab = dense.W_U.shape[0]
     weights = activations = 0
     for n_candidates, tail in _walk_candidates(dense, circuit):
         weights += n_candidates * n_chunks * dense.W_U.numel()
-        activations += n_candidates * n_prompts * 6 * d_vocab  # logits, minus the base, exp, sum
+        activations += n_candidates * n_prompts * 7 * d_vocab  # logits, plus P's, exp, sum
         for sublayer, pos, kept, of in _place_tail(tail, circuit, length):
             numbers = sum(p.numel() for p in sublayer.parameters())
             weights += n_candidates * n_chunks * numbers * kept // of
-            activations += n_candidates * n_prompts * _count_activations(sublayer, pos, length, kept / of)
+            activations += n_candidates * n_prompts * sublayer.count_activations(pos, length, kept / of)
     return _NUMBER * weights, _NUMBER * activations
 
 
-def _count_activations(sublayer: Sublayer, pos: int, length: int, share: float) -> int:
-    """Numbers of one prompt that a sublayer with some share of its heads reads and writes."""
-    if isinstance(sublayer, Attention):
-        d_model, width = sublayer.W_Q.shape
-        return 5 * length * d_model + 4 * pos * d_model + round(4 * (pos + length) * width * share)
-    d_model, d_mlp = sublayer.W_in.shape
-    return pos * (7 * d_model + 4 * d_mlp)
+def count_costs(sublayer: Sublayer) -> tuple[float, int]:
+    """The parameters of one unit of the sublayer's finest site, on average, and those that are there beside units.
+
+    Keys and values that several query heads share count in equal parts.
+    """
+    own = dict(sublayer.named_parameters(recurse=False))
+    beside = ("q_norm", "k_norm", sublayer.out_bias_name)
+    of_units = sum(tensor.numel() for name, tensor in own.items() if name not in beside)
+    total = sum(tensor.numel() for tensor in sublayer.parameters())
+    return of_units / len(sublayer.sites[-1].units), total - of_units
 
 
 def _walk_candidates(dense: CircuitModel, circuit: Circuit) -> Iterator[tuple[int, list[Sublayer]]]:
-    """For each step: how many candidates it holds, and the sublayers that each of them runs."""
+    """For each step: its number of candidates, and the sublayers that evaluating one of them runs."""
     for layer, above in _walk_down(dense, circuit):
         for index, step in enumerate(layer):
-            n_candidates = sum(len(s.heads) if isinstance(s, Attention) else 1 for s in step.sublayers)
+            n_candidates = sum(len(s.sites[0].units) for s in step.sublayers)
             own = [s for other in layer[index + 1 :] for s in other.sublayers]
             yield n_candidates, [*own, *above]
 
@@ -136,25 +119,19 @@ def _walk_down(dense: CircuitModel, circuit: Circuit) -> Iterator[tuple[list[Ste
     above: list[Sublayer] = []
     for layer in group_by_layer(dense.steps)[::-1]:
         yield layer, above
-        kept = [s for step in layer for s in step.sublayers if _survives(s, circuit)]
+        kept = [s for step in layer for s in step.sublayers if s.site_for(circuit).kept(circuit)]
         above = [*kept, *above]
 
 
-def _survives(sublayer: Sublayer, circuit: Circuit) -> bool:
-    if isinstance(sublayer, Attention):
-        return any(circuit.keeps(Head(sublayer.layer, index)) for index in sublayer.heads)
-    return sublayer.layer in circuit.mlps
-
-
 def _place_tail(sublayers: list[Sublayer], circuit: Circuit, length: int) -> Iterator[tuple[Sublayer, int, int, int]]:
-    """Some sublayers on the way to the answer position: at how many positions, and how many of how many heads."""
-    top = max((i for i, s in enumerate(sublayers) if isinstance(s, Attention)), default=-1)
+    """Each sublayer with the number of positions that it computes, its kept units, and all its units."""
+    top = find_last_attending(sublayers)
     for index, sublayer in enumerate(sublayers):
-        pos = length if index < top else 1
-        if isinstance(sublayer, Attention):
-            yield sublayer, pos, len(circuit.heads_of(sublayer.layer)), len(sublayer.heads)
-        else:
-            yield sublayer, pos, 1, 1
+        site = sublayer.site_for(circuit)
+        kept = len(site.kept(circuit))
+        if not sublayer.attends:  # a removed MLP is in the list only for heads of its own layer, when it is still whole
+            kept = kept or len(site.units)
+        yield sublayer, length if index < top else 1, kept, len(site.units)
 
 
 def group_by_layer(steps: Sequence[Step]) -> list[list[Step]]:
@@ -163,38 +140,3 @@ def group_by_layer(steps: Sequence[Step]) -> list[list[Step]]:
     for step in steps:
         layers.setdefault(step.sublayers[0].layer, []).append(step)
     return [layers[layer] for layer in sorted(layers)]
-
-
-def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | None, *, n_steps: int = 1) -> MemoryPlan:
-    """Fit a search into `limit` bytes beside the model (default: half of what is free on its device).
-
-    `n_steps` are the answer positions. Keeps the residual before each layer if it can, and else recomputes
-    between every few; takes fewer prompts at once where that is not enough. Raises InputError when one prompt
-    at a time is too much.
-    """
-    limit = _find_free(dense.W_U.device) // 2 if limit is None else limit
-    d_vocab, d_model = dense.W_U.shape
-    n_layers = len(group_by_layer(dense.steps))
-    widest = max((s.W_in.shape[1] for s in dense.sublayers() if not isinstance(s, Attention)), default=d_model)
-    residual = _NUMBER * n_prompts * length * d_model
-    each = _NUMBER * (3 * n_steps * d_vocab + length * (4 * widest + 8 * d_model))  # of a prompt in a chunk
-    target = n_prompts * (8 * d_model + 8)
-    for keep_every in range(1, math.isqrt(n_layers - 1) + 2):  # from the root on, groups only grow
-        kept = -(-n_layers // keep_every) + keep_every
-        held = residual * (kept + 6) + target + _SPARE_BYTES  # and z, outputs and a candidate of the layer at hand
-        chunk = min((limit - held) // each, n_prompts, _MOST_PROMPTS)
-        if chunk >= min(16, n_prompts):
-            return MemoryPlan(chunk, keep_every, held + chunk * each)
-    if chunk >= 1:
-        return MemoryPlan(chunk, keep_every, held + chunk * each)
-    raise InputError(
-        f"the search needs {(held + each) / 2**20:.0f} MiB beside the model for {n_prompts} prompts, allowed are "
-        f"{limit / 2**20:.0f}; raise --memory-limit, or give fewer --selection-prompts"
-    )
-
-
-def _find_free(device: torch.device) -> int:
-    """Bytes of memory that are free where a tensor lives."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)

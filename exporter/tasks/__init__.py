@@ -8,18 +8,18 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from exporter.checks import require_type, take_integer
 from exporter.errors import InputError, UsageError
 from exporter.tasks import acronym, greater_than, ioi
 from exporter.tasks.encoding import Example
 from exporter.tasks.file import is_file_task, read_task_file
-from exporter.tasks.lines import DataFileError, hash_data_file
-from exporter.tasks.sweeps import FILE_ALPHA, Threshold, find_threshold
-from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, TaskSpec, Tokenizer
+from exporter.tasks.lines import DataFileError, MissingFileError, hash_data_file
+from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, TaskSpec
+from exporter.tasks.tokenizer import Tokenizer
 
 __all__ = [
     "DEFAULT_SIZES",
     "EXAMPLES",
-    "FILE_ALPHA",
     "NO_LIMITS",
     "TASKS",
     "DataFileError",
@@ -28,10 +28,8 @@ __all__ = [
     "SplitSizes",
     "TaskData",
     "TaskSpec",
-    "Threshold",
     "Tokenizer",
     "check_task",
-    "find_threshold",
     "is_file_task",
     "list_tasks",
     "load_task",
@@ -101,7 +99,7 @@ def name_variant(data: TaskData) -> str:
 
 
 def load_task(
-    name: str,
+    name: str | Path,
     tokenizer: Tokenizer,
     *,
     seed: int = 0,
@@ -115,14 +113,21 @@ def load_task(
     against them. Raises UsageError for an unknown task or parameter, InputError when the tokenizer cannot express
     the task or has too few prompts for the sizes, and for a file with anything wrong in it.
     """
+    require_type("name", name, str, Path)
+    name = str(name)
     check_task(name)
+    if not all(callable(getattr(tokenizer, method, None)) for method in ("encode", "decode")):
+        raise InputError(f"tokenizer must have encode and decode, and is {tokenizer!r:.60}; give model.tokenizer")
+    take_integer("seed", seed)
+    require_type("sizes", sizes, SplitSizes)
+    require_type("limits", limits, Limits)
     spec = TASKS.get(name)
     choices = {} if spec is None else spec.choices
     for parameter, value in parameters.items():
         if parameter not in choices:
-            known = f"; it takes {', '.join(choices)}" if choices else "; it takes none"
-            raise UsageError(f"task {name!r} has no parameter {parameter!r}{known}")
-        if value not in choices[parameter]:
+            takes = f"; it takes {', '.join(choices)}" if choices else "; it takes none"
+            raise UsageError(f"task {name!r} has no parameter {parameter!r}{takes}")
+        if isinstance(value, bool) or value not in choices[parameter]:
             allowed = ", ".join(map(str, choices[parameter]))
             raise UsageError(f"{parameter} is {value!r} for the task {name!r}; choose from {allowed}")
     if spec is None:
@@ -134,22 +139,29 @@ def rebuild_task(
     name: str, parameters: Mapping[str, Any], tokenizer: Tokenizer, *, path: Path | None = None
 ) -> TaskData:
     """The sets of a `TaskData` again, from its name and parameters; `path` is where a task's file is now."""
-    sizes, chosen = SplitSizes(**parameters["sizes"]), {}
+    try:
+        sizes, seed, chosen = SplitSizes(**parameters["sizes"]), int(parameters["seed"]), {}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"it does not say which prompts of the task {name!r} it was made with; export it again"
+        ) from error
     if "sha256" in parameters:
-        name = str(path or parameters["path"])
-        _check_same_file(name, parameters["sha256"])
+        name = str(path or parameters.get("path", name))
+        _check_same_file(name, str(parameters["sha256"]))
     elif path is not None:
         raise UsageError(f"--task is for a task from a file, and this is the task {name!r}; leave it out")
     elif name in TASKS:
         chosen = {key: parameters[key] for key in TASKS[name].choices if key in parameters}
     else:
         raise InputError(f"it was made for the task {name!r}, which this version does not have")
-    return load_task(name, tokenizer, seed=parameters["seed"], sizes=sizes, **chosen)
+    return load_task(name, tokenizer, seed=seed, sizes=sizes, **chosen)
 
 
 def _check_same_file(path: str, sha256: str) -> None:
     remedy = "say where the task's file is now: --task FILE"
-    if not Path(path).expanduser().exists():
-        raise InputError(f"no file {path}: it has moved; {remedy}")
-    if (found := hash_data_file(path)) != sha256:
-        raise InputError(f"{path} has changed (sha256 {found[:12]}, it was {sha256[:12]}); {remedy}")
+    try:
+        now = hash_data_file(path)
+    except MissingFileError as error:
+        raise InputError(f"no file {path}: it has moved; {remedy}") from error
+    if now != sha256:
+        raise InputError(f"{path} has changed (sha256 {now[:12]}, it was {sha256[:12]}); {remedy}")

@@ -13,20 +13,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from exporter.errors import InputError
-from exporter.tasks.task import (
-    Piece,
-    Prompt,
-    SplitSizes,
-    TaskData,
-    Template,
-    Tokenizer,
-    build_sets,
-    collect_ids,
-    encode_text,
-    read_pieces,
-    read_words,
-    require_words,
-)
+from exporter.tasks.prompts import Piece, Prompt, Template, collect_ids, read_pieces, read_words, require_words
+from exporter.tasks.spaces import build_sets
+from exporter.tasks.task import SplitSizes, TaskData
+from exporter.tasks.tokenizer import Tokenizer, encode_text
 
 NAME = "acronym"
 WORDING = "The {word1} {word2} {word3} ({letter1}{letter2}"
@@ -61,13 +51,13 @@ def _read_space_words(tokenizer: Tokenizer, name: str) -> dict[str, list[Piece]]
     capitals = {
         ids: letter for letter in string.ascii_uppercase if len(ids := encode_text(tokenizer, f" {letter}")) == 1
     }
-    known = [word.capitalize() for word in read_words(name)]
+    listed = [word.capitalize() for word in read_words(name)]
     words: dict[str, list[Piece]] = {}
-    for piece in read_pieces(tokenizer, known, tokens=2):
+    for piece in read_pieces(tokenizer, listed, tokens=2):
         if capitals.get(piece.ids[:1]) == piece.text[1]:
             words.setdefault(piece.text[1], []).append(piece)
-    found = sum(len(pieces) for pieces in words.values())
-    require_words(NAME, "words", found, FEWEST_WORDS, len(known))
+    usable = sum(len(pieces) for pieces in words.values())
+    require_words(NAME, "words", usable, FEWEST_WORDS, len(listed))
     return words
 
 
@@ -103,10 +93,10 @@ class _Acronyms:
         triple = self._triples[stratum][position]
         rest = self._ends[stratum][position] - 1 - index
         pieces = {}
-        for place, letter in enumerate(triple, start=1):
+        for number, letter in enumerate(triple, start=1):
             rest, choice = divmod(rest, len(self._words[letter]))
-            pieces[f"word{place}"] = self._words[letter][choice]
-            pieces[f"letter{place}"] = self._letters[letter]
+            pieces[f"word{number}"] = self._words[letter][choice]
+            pieces[f"letter{number}"] = self._letters[letter]
         filled = self._template.fill(pieces)
         return Prompt(filled.text, (self._lead, *filled.ids), pieces["letter3"].ids, lead=1, steps=self._steps)
 
@@ -133,10 +123,10 @@ class _Acronyms:
 
         pairs = [a + b for a in self._letters for b in self._letters if apart(a + b)]
         groups = [[pair + c for pair in pairs if apart(pair + c)] for c in self._letters]
-        found = sum(len(group) for group in groups)
-        if found < FEWEST_TRIPLES:
+        usable = sum(len(group) for group in groups)
+        if usable < FEWEST_TRIPLES:
             raise InputError(
-                f"this tokenizer cannot express the task {NAME!r}: {found} acronyms stay three tokens, "
+                f"this tokenizer cannot express the task {NAME!r}: {usable} acronyms stay three tokens, "
                 f"{FEWEST_TRIPLES} are needed; use a model with GPT-2's tokenizer"
             )
         return [group for group in groups if group]

@@ -9,32 +9,52 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from exporter.dataset import Dataset
+from exporter.tasks.blanks import describe_odd_characters
+from exporter.tasks.dataset import Dataset
 from exporter.tasks.encoding import Encoder, Example, Ids
+from exporter.tasks.leaks import Near, describe_leaks, find_near, refuse_leaks, sum_up_leaks
 from exporter.tasks.lines import SUFFIXES, DataFileError, LineError, Problem
-from exporter.tasks.records import read_records
+from exporter.tasks.records import Record, read_records
 from exporter.tasks.splits import check_classes, cut_sets, drop_duplicates
-from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, Tokenizer
+from exporter.tasks.task import MOST_READINGS, NO_LIMITS, Limits, SplitSizes, TaskData
+from exporter.tasks.tokenizer import Tokenizer
+from exporter.tasks.twins import find_twins
 
 
 @dataclass(frozen=True, eq=False)
 class FileTask:
-    """What became of a file: its sets, the lines in them, and the lines that are in none."""
+    """What became of a file: its sets, the lines in them, and the lines that are in none.
+
+    repeated: lines that are left out, each with the one that is used. near: lines that are nearly others.
+    """
 
     data: TaskData
     examples: Mapping[str, Sequence[Example]]
     lines: int
-    duplicates: int
+    repeated: Sequence[tuple[Example, Example]]
+    near: Sequence[Near]
     unused: int
     special: Ids
+    doubts: Sequence[str] = ()
+
+    @property
+    def duplicates(self) -> int:
+        """How many lines are left out, because an earlier one is the same."""
+        return len(self.repeated)
+
+    @property
+    def warnings(self) -> list[Problem]:
+        """What is not refused, but likely not meant."""
+        return [*(Problem(None, text) for text in self.doubts), *describe_leaks(self.near)]
 
 
 def is_file_task(task: str) -> bool:
     """Whether a task is given by a file and not by a name."""
-    return task.endswith(SUFFIXES) or os.sep in task
+    return task.lower().endswith(SUFFIXES) or os.sep in task
 
 
 def read_task_file(
@@ -43,46 +63,73 @@ def read_task_file(
     """Read a data file into sets of at most these sizes.
 
     Lines with a split go there; the others are shuffled by the seed and cut into patching, selection and
-    test, a quarter, a quarter and half of them where they are too few. Raises DataFileError.
+    test, a quarter, a quarter and half of them where they are too few, lines that are alike into one. Raises
+    DataFileError, also where lines put what is the same to the model into two sets.
     """
     records, problems, sha256 = read_records(path)
     encoder = Encoder(tokenizer, limits)
-    examples = []
+    examples = _encode_records(path, encoder, records, problems)
+    pad = _find_pad(tokenizer, limits)
+    distinct, repeated = drop_duplicates(path, examples)
+    twins = find_twins(distinct, tokenizer, n_lead=len(encoder.lead), special={*encoder.lead, pad})
+    refuse_leaks(path, distinct, twins)
+    check_classes(path, distinct)
+    sets = cut_sets(path, distinct, twins, seed, sizes)
+    near = find_near(distinct, twins, sets)
+    doubts = (*encoder.describe_doubts(), *describe_odd_characters(tokenizer, records))
+    parameters = {"path": str(path), "sha256": sha256, "seed": seed, "sizes": asdict(sizes)}
+    special = {"special_ids": list(encoder.lead), "pad_id": pad}
+    return FileTask(
+        data=_stack_task(Path(path).name, sets, parameters, special, notes=(*doubts, *sum_up_leaks(near))),
+        examples={name.removeprefix("ood:"): rows for name, rows in sets.items()},
+        lines=len(examples),
+        repeated=repeated,
+        near=near,
+        unused=len(distinct) - sum(map(len, sets.values())),
+        special=encoder.lead,
+        doubts=doubts,
+    )
+
+
+def _encode_records(
+    path: str | Path, encoder: Encoder, records: Sequence[Record], problems: Sequence[Problem]
+) -> list[Example]:
+    """All records as token ids. Raises DataFileError for those that cannot be, and for `problems` of lines before."""
+    examples, problems = [], list(problems)
     for record in records:
         try:
             examples.append(encoder.encode(record))
         except LineError as error:
-            problems.append(Problem(record.line, str(error)))
+            problems.append(Problem(record.place, str(error)))
     if problems:
         raise DataFileError(path, problems)
-    distinct = drop_duplicates(path, examples)
-    check_classes(path, distinct)
-    sets = cut_sets(path, distinct, seed, sizes)
-    pad = _find_pad(tokenizer, limits)
-    stacked = stack_examples(sets, pad)
-    data = TaskData(
-        task=Path(path).name,
-        parameters={
-            "path": str(path),
-            "sha256": sha256,
-            "seed": seed,
-            "sizes": asdict(sizes),
-            "prompts": {name: len(dataset) for name, dataset in stacked.items()},
-            "special_ids": list(encoder.lead),
-            "pad_id": pad,
-        },
+    return examples
+
+
+def _stack_task(
+    task: str,
+    sets: Mapping[str, Sequence[Example]],
+    parameters: Mapping[str, Any],
+    special: Mapping[str, Any],
+    *,
+    notes: tuple[str, ...],
+) -> TaskData:
+    """The sets as tensors, with the parameters that it takes to build them again."""
+    stacked = stack_examples(sets, special["pad_id"])
+    prompts = {name: len(dataset) for name, dataset in stacked.items()}
+    return TaskData(
+        task=task,
+        parameters={**parameters, "prompts": prompts, **special},
         patching=stacked.pop("patching"),
         selection=stacked.pop("selection"),
         test=stacked.pop("test"),
         ood={name.removeprefix("ood:"): dataset for name, dataset in stacked.items()},
-    )
-    return FileTask(
-        data=data,
-        examples={name.removeprefix("ood:"): rows for name, rows in sets.items()},
-        lines=len(examples),
-        duplicates=len(examples) - len(distinct),
-        unused=len(distinct) - sum(map(len, sets.values())),
-        special=encoder.lead,
+        notes=notes,
+        readings=tuple(
+            (example.record.prompt, example.prompt_ids)
+            for example in sets["test"][:MOST_READINGS]
+            if isinstance(example.record.prompt, str)
+        ),
     )
 
 

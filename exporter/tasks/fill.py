@@ -8,7 +8,8 @@ from pathlib import Path
 from string import Formatter
 
 from exporter.errors import UsageError
-from exporter.tasks.lines import LISTS, DataFileError, Problem, read_table
+from exporter.tasks.lines import LISTS, DataFileError, Problem
+from exporter.tasks.table import read_table
 
 _COPIED = ("answer", *LISTS, "split")
 
@@ -32,8 +33,8 @@ def fill_template(template: str, table: str | Path, *, answer: str | None = None
     if answer is None and not {"answer", "answers"} & columns:
         raise UsageError(f"no answers: give --answer, such as ' {{noun}}', or a column 'answer' in {table}")
     problems = [
-        Problem(line, f"the cell of {slot!r} is empty; fill it, or take the row out")
-        for line, cells in rows
+        Problem(place, f"the cell of {slot!r} is empty; fill it, or take the row out")
+        for place, cells in rows
         for slot in dict.fromkeys(slot for pieces in parts.values() for _, slot in pieces)
         if slot is not None and not cells[slot]
     ]

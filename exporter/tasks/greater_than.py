@@ -9,20 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from exporter.errors import InputError
-from exporter.tasks.task import (
-    Piece,
-    Prompt,
-    SplitSizes,
-    TaskData,
-    Template,
-    Tokenizer,
-    build_sets,
-    collect_ids,
-    encode_text,
-    read_pieces,
-    read_words,
-    require_words,
-)
+from exporter.tasks.prompts import Piece, Prompt, Template, collect_ids, read_pieces, read_words, require_words
+from exporter.tasks.spaces import build_sets
+from exporter.tasks.task import SplitSizes, TaskData
+from exporter.tasks.tokenizer import Tokenizer, encode_text
 
 NAME = "greater-than"
 WORDING = "The {noun} lasted from the year {century}{year} to the year {century}"
@@ -56,9 +46,9 @@ def build(tokenizer: Tokenizer, *, seed: int, sizes: SplitSizes) -> TaskData:
 
 
 def _read_nouns(tokenizer: Tokenizer, kind: str) -> list[Piece]:
-    known = read_words(kind)
-    nouns = read_pieces(tokenizer, known)
-    require_words(NAME, "nouns", len(nouns), FEWEST_NOUNS, len(known))
+    listed = read_words(kind)
+    nouns = read_pieces(tokenizer, listed)
+    require_words(NAME, "nouns", len(nouns), FEWEST_NOUNS, len(listed))
     return nouns
 
 
@@ -104,7 +94,7 @@ class _LaterYears:
 
     @property
     def input_ids(self) -> set[int]:
-        centuries = (century for known in self._starts for century in known)
+        centuries = (century for of_a_year in self._starts for century in of_a_year)
         pieces = collect_ids([*self._nouns, *centuries, *self._ends])
         return pieces.union(*(wording.ids for wording in self._wordings))
 

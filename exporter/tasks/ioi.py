@@ -12,19 +12,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from exporter.errors import InputError
-from exporter.tasks.task import (
-    Piece,
-    Prompt,
-    SplitSizes,
-    TaskData,
-    Template,
-    Tokenizer,
-    build_sets,
-    collect_ids,
-    read_pieces,
-    read_words,
-    require_words,
-)
+from exporter.tasks.prompts import Piece, Prompt, Template, collect_ids, read_pieces, read_words, require_words
+from exporter.tasks.spaces import build_sets
+from exporter.tasks.task import SplitSizes, TaskData
+from exporter.tasks.tokenizer import Tokenizer
 
 NAME = "ioi"
 PAPER_WORDING = "Then, {x} and {y} went to the {place}. {s} gave a {object} to"
@@ -74,16 +65,16 @@ def build(tokenizer: Tokenizer, *, seed: int, sizes: SplitSizes, template: Liter
 
 
 def _read_names(tokenizer: Tokenizer, kind: str) -> list[Piece]:
-    known = read_words(kind)
-    names = read_pieces(tokenizer, known)
-    require_words(NAME, "names", len(names), FEWEST_NAMES, len(known))
+    listed = read_words(kind)
+    names = read_pieces(tokenizer, listed)
+    require_words(NAME, "names", len(names), FEWEST_NAMES, len(listed))
     return names
 
 
 def _read_fillers(tokenizer: Tokenizer, kind: str) -> list[Piece]:
-    known = read_words(kind)
-    fillers = read_pieces(tokenizer, known)
-    require_words(NAME, kind, len(fillers), FEWEST_FILLERS, len(known))
+    listed = read_words(kind)
+    fillers = read_pieces(tokenizer, listed)
+    require_words(NAME, kind, len(fillers), FEWEST_FILLERS, len(listed))
     return fillers
 
 

@@ -1,4 +1,7 @@
-"""Which line of a data file goes into which set. No prompt is in two of them: that would be a leak."""
+"""Which line of a data file goes into which set. No prompt is in two of them: that would be a leak.
+
+Lines that are alike (see `twins`) are cut as one, unless their user named the sets.
+"""
 
 from __future__ import annotations
 
@@ -7,85 +10,125 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from exporter.tasks.allotment import allot_groups
 from exporter.tasks.encoding import Example, Ids
-from exporter.tasks.lines import DataFileError, Problem
+from exporter.tasks.lines import DataFileError, Problem, list_places, refuse_file
 from exporter.tasks.records import SETS
 from exporter.tasks.task import SplitSizes
+from exporter.tasks.twins import Twin, group_twins
 
 FEWEST_PROMPTS = 8
 
 
-def drop_duplicates(path: str | Path, examples: Sequence[Example]) -> list[Example]:
-    """Each prompt once; one that stands in two sets, or has two answers, is a problem."""
-    first: dict[Ids, Example] = {}
-    problems = []
+def drop_duplicates(
+    path: str | Path, examples: Sequence[Example]
+) -> tuple[list[Example], list[tuple[Example, Example]]]:
+    """Each prompt of a set once, and the repeated lines, each with the line that stays.
+
+    Raises DataFileError where a repeated prompt has other answers or choices.
+    """
+    first: dict[tuple[Ids, str | None], Example] = {}
+    kept, dropped, problems = [], [], []
     for example in examples:
-        known, line = first.setdefault(example.prompt_ids, example), example.record.line
-        if known.record.split != example.record.split:
-            there, here = (e.record.split or "no named set" for e in (known, example))
-            message = f"the prompt of line {known.record.line} again, there in {there} and here in {here}: a leak"
-            problems.append(Problem(line, f"{message}; take one of them out"))
-        elif (known.steps, set(known.choice_ids)) != (example.steps, set(example.choice_ids)):
-            message = f"the prompt of line {known.record.line} again, with another answer or other choices"
-            problems.append(Problem(line, f'{message}; keep one line, with all right answers in "answers"'))
+        earlier = first.setdefault((example.prompt_ids, example.record.split), example)
+        if earlier is example:
+            kept.append(example)
+        elif (earlier.steps, set(earlier.choice_ids)) != (example.steps, set(example.choice_ids)):
+            message = f"the prompt of {earlier.record.place} again, with another answer or other choices"
+            one = f'keep one {earlier.record.place.noun}, with all right answers in "answers"'
+            problems.append(Problem(example.record.place, f"{message}; {one}"))
+        else:
+            dropped.append((example, earlier))
     if problems:
         raise DataFileError(path, problems)
-    return list(first.values())
+    return kept, dropped
 
 
 def check_classes(path: str | Path, examples: Sequence[Example]) -> None:
-    """All lines choose or none does, and in each set there is something to tell apart."""
+    """Raise DataFileError where only some lines have choices, or where all answers of a set are the same."""
     choosing = [example for example in examples if example.choice_ids]
     if choosing and len(choosing) < len(examples):
-        line = next(example.record.line for example in examples if not example.choice_ids)
-        message = f"no choices, but line {choosing[0].record.line} has some; give them to every line, or to none"
-        raise DataFileError(path, [Problem(line, message)])
+        place = next(example.record.place for example in examples if not example.choice_ids)
+        message = f"no choices, but {choosing[0].record.place} has some; give them to every {place.noun}, or to none"
+        refuse_file(path, message, place)
     groups: dict[str, Sequence[Example]] = {"file": examples}
     groups |= {f"set {name}": [e for e in examples if e.record.split == name] for name in SETS}
     for name, group in groups.items():
         if len(group) > 1 and len({example.steps for example in group}) == 1:
-            answer = group[0].record.answers[0]
-            message = f"the {name} has one answer only, {answer!r}: nothing to tell apart; add lines with others"
-            raise DataFileError(path, [Problem(None, message)])
+            answer, noun = group[0].record.answers[0], group[0].record.place.noun
+            message = f"the {name} has one answer only, {answer!r}: nothing to tell apart; add {noun}s with others"
+            refuse_file(path, message)
 
 
-def cut_sets(path: str | Path, examples: Sequence[Example], seed: int, sizes: SplitSizes) -> dict[str, list[Example]]:
+def cut_sets(
+    path: str | Path, examples: Sequence[Example], twins: Sequence[Twin], seed: int, sizes: SplitSizes
+) -> dict[str, list[Example]]:
     """The examples of each set: patching, selection, test, and the unseen ones as `ood:<name>`."""
-    groups: dict[str | None, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.record.split, []).append(example)
+    groups: dict[str | None, list[int]] = {}
+    for row, example in enumerate(examples):
+        groups.setdefault(example.record.split, []).append(row)
     rng, free = random.Random(seed), groups.get(None, [])
-    named = [example for name in SETS for example in groups.get(name, [])]
+    named = [examples[row].record.place for name in SETS for row in groups.get(name, [])]
     if named and free:
-        message = (
-            f"no split, but line {named[0].record.line} has one; give it to all lines but the ood ones, or to none"
-        )
-        raise DataFileError(path, [Problem(free[0].record.line, message)])
+        message = f"no split, but {named[0]} has one; give it to all {named[0].noun}s but the ood ones, or to none"
+        refuse_file(path, message, examples[free[0]].record.place)
     wanted = {name: size for name, size in asdict(sizes).items() if name in SETS}
+    fewest = {name: min(FEWEST_PROMPTS, wanted[name]) for name in SETS}
     if named:
         sets = {name: _draw(rng, groups.get(name, []), wanted[name]) for name in SETS}
+        for name, rows in sets.items():
+            if len(rows) < fewest[name]:
+                message = f"the {name} set needs at least {fewest[name]} prompts, {len(rows)} {named[0].noun}s have it"
+                refuse_file(path, f"{message}; add {named[0].noun}s")
     else:
-        sets = _cut_free(rng, free, wanted)
-    for name, rows in sets.items():
-        if len(rows) < (needed := min(FEWEST_PROMPTS, wanted[name])):
-            have = f"{len(rows)} lines have it" if named else f"{len(free)} different prompts give it {len(rows)}"
-            message = f"the {name} set needs at least {needed} prompts, {have}; add lines"
-            raise DataFileError(path, [Problem(None, message)])
-    return sets | {
+        sets = _cut_free(path, examples, twins, _draw(rng, free, len(free)), wanted, fewest)
+    sets |= {
         name: _draw(rng, groups[name], sizes.ood) for name in sorted(str(key) for key in groups.keys() - {None, *SETS})
     }
+    return {name: [examples[row] for row in rows] for name, rows in sets.items()}
 
 
-def _cut_free(rng: random.Random, rows: Sequence[Example], wanted: Mapping[str, int]) -> dict[str, list[Example]]:
-    """A quarter for patching, a quarter for selection, the rest for test, none with more than is wanted."""
-    left = _draw(rng, rows, len(rows))
-    sets = {}
-    for name, most in (("patching", len(rows) // 4), ("selection", len(rows) // 4), ("test", len(rows))):
-        size = min(wanted[name], most)
-        sets[name], left = left[:size], left[size:]
-    return sets
+def _cut_free(
+    path: str | Path,
+    examples: Sequence[Example],
+    twins: Sequence[Twin],
+    order: Sequence[int],
+    wanted: Mapping[str, int],
+    fewest: Mapping[str, int],
+) -> dict[str, list[int]]:
+    """Cut rows, in an order that the seed decided, so that those which are alike stay together.
+
+    Where the sets would be too small otherwise, chains such as `1 2` -> ` 3`, `1 2 3` -> ` 4` are cut apart, and
+    `leaks` warns of them.
+    """
+    free = set(order)
+    groups: list[list[int]] = []
+    sets: dict[str, list[int]] = {}
+    for kinds in (("ids", "text", "answer"), ("ids", "text")):
+        own = [twin for twin in twins if twin.kind in kinds and twin.first in free and twin.second in free]
+        root = group_twins(len(examples), own)
+        by_root: dict[int, list[int]] = {}
+        for row in order:
+            by_root.setdefault(root[row], []).append(row)
+        groups = list(by_root.values())
+        for level in (False, True):
+            sets = allot_groups(groups, wanted, fewest, level=level)
+            if all(len(sets[name]) >= fewest[name] for name in SETS):
+                return sets
+    name = next(name for name in SETS if len(sets[name]) < fewest[name])
+    message = f"the {name} set needs at least {fewest[name]} prompts, {len(order)} different prompts give it"
+    most = max(groups, key=len) if groups else []
+    largest = [examples[row].record.place for row in sorted(most)]
+    if len(largest) < 2:
+        refuse_file(path, f"{message} {len(sets[name])}; add lines")
+    refuse_file(
+        path,
+        f"{message} {len(sets[name])}, for those that are alike stay in one set, which leaves {len(groups)} groups "
+        f"({list_places(largest)} are the same to the model, or but for white space, case and Unicode form); add other "
+        "prompts, or give each its split",
+    )
 
 
-def _draw(rng: random.Random, rows: Sequence[Example], most: int) -> list[Example]:
+def _draw(rng: random.Random, rows: Sequence[int], most: int) -> list[int]:
     """At most so many of the rows, in an order that the seed decides."""
     return rng.sample(rows, min(most, len(rows)))

@@ -1,1 +1,0 @@
-"""A folder that is all a user needs, and how it is written."""

@@ -1,0 +1,68 @@
+"""How far a job has come: one line on the terminal, with a bar while the search runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from exporter.circuit import Decision, SizeStep
+
+STAGES = {
+    "load": "loading the model and the task",
+    "rehearse": "rehearsing what comes after the search",
+    "search": "searching the circuit",
+    "rewrite": "rewriting",
+    "export": "writing ONNX",
+    "verify": "checking exactness: hooked, rewritten, ONNX",
+    "evaluate": "evaluating on held-out prompts",
+    "measure": "measuring latency",
+}
+
+
+class JobProgress:
+    """A line for each stage, with a bar while the search runs; silent when the console is no terminal."""
+
+    def __init__(self, console: Console, *, disable: bool) -> None:
+        self.kept: Counter[str] = Counter()  # components that stay, by type
+        self.progress = Progress(
+            SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=disable,
+        )
+        self.bar = self.progress.add_task("starting", total=None)
+
+    def __enter__(self) -> JobProgress:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def on_stage(self, stage: str) -> None:
+        """A stage has begun."""
+        self.progress.reset(self.bar, description=STAGES[stage], total=None)
+
+    def on_size(self, step: SizeStep, share: float) -> None:
+        """The gradual search has tried one more size, a share of the dense model's parameters."""
+        mark = "kept" if step.kept else "not kept"
+        description = f"{share:.1%} of the size: accuracy {step.accuracy:.1%}  KL {step.kl:.3f}  {mark}"
+        self.progress.update(self.bar, description=description, total=None)
+
+    def on_decision(self, decision: Decision, done: int, total: int) -> None:
+        """The search has decided on one more component."""
+        if not decision.removed:
+            self.kept[type(decision.component).__name__] += 1
+        kl = decision.kl_without if decision.removed else decision.kl_before
+        description = (
+            f"layer {decision.component.layer}  kept {self.kept['Head']} heads, {self.kept['MLP']} MLPs  KL {kl:.3f}"
+        )
+        self.progress.update(self.bar, description=description, completed=done, total=total)

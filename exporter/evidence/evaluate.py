@@ -1,0 +1,80 @@
+"""Evaluate a circuit on prompts that no earlier stage has used: every metric, against the dense model.
+
+This measures *faithfulness*; `exporter.verify` checks that the implementations of one circuit agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from exporter.checks import require_type
+from exporter.errors import InputError
+from exporter.metrics import Answers, measure
+from exporter.metrics.statistics import Accuracy, weighted_mean
+from exporter.rewrite.replacements import CHUNK
+from exporter.tasks.dataset import Dataset
+
+AnswerLogits = Callable[[Tensor, Tensor | None, int], Tensor]
+"""(prompt, pos) int64 token ids, their (prompt, pos) bool mask or None, and S, to logits at the last S positions,
+(prompt, S, vocab). `CircuitModel.answer_logits` is one."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Dense model and circuit on the same n prompts.
+
+    kl: KL(dense || circuit) in nats over the whole vocabulary, its mean over all answer positions. agreement: the share
+    of prompts on which both predict the same tokens. metrics: by name, the mean over prompts of every metric in
+    `METRICS`.
+    """
+
+    n: int
+    dense: Accuracy
+    circuit: Accuracy
+    kl: float
+    agreement: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@torch.inference_mode()
+def measure_prompts(dense: AnswerLogits, circuit: AnswerLogits, dataset: Dataset) -> dict[str, Tensor]:
+    """By metric: its value for each prompt, (prompt,) float64; computed in chunks.
+
+    A prediction is the likeliest token, among the choices if the set has them; an answer of several tokens is right if
+    all of them are.
+    """
+
+    def answer(part: Dataset) -> Answers:
+        ours, theirs = (f(part.input_ids, part.mask, part.n_steps) for f in (circuit, dense))
+        return Answers(part, ours, theirs)
+
+    return measure(map(answer, dataset.split(CHUNK)))
+
+
+def evaluate_circuit(dense: AnswerLogits, circuit: AnswerLogits, dataset: Dataset) -> Evaluation:
+    """Compare two models on a set. Raises InputError: `dataset` is no Dataset, or a model is no plain function."""
+    require_type("dataset", dataset, Dataset)
+    for name, given in (("dense", dense), ("circuit", circuit)):
+        if isinstance(given, nn.Module) or not callable(given):
+            raise InputError(f"{name} must be a function such as model.answer_logits, not {type(given).__name__}")
+    values = measure_prompts(dense, circuit, dataset)
+    return Evaluation(
+        n=len(dataset),
+        dense=Accuracy.of_values(values["reference_accuracy"]),
+        circuit=Accuracy.of_values(values["accuracy"]),
+        kl=weighted_mean(values["kl"], dataset.counted.sum(dim=1)),  # over answers
+        agreement=Accuracy.of_values(values["agreement"]).accuracy,
+        metrics={name: float(of_prompts.mean()) for name, of_prompts in values.items()},
+    )
+
+
+@torch.inference_mode()
+def evaluate_dense(answer_logits: AnswerLogits, dataset: Dataset) -> Accuracy:
+    """The share of prompts on which one model's prediction is right."""
+    parts = dataset.split(CHUNK)
+    right = [part.is_answer(part.predict(answer_logits(part.input_ids, part.mask, part.n_steps))) for part in parts]
+    return Accuracy.of_values(torch.cat(right))

@@ -1,0 +1,6 @@
+"""The names of a bundle's files."""
+
+MODEL, MANIFEST, CARD, RUNNER = "model.onnx", "model.json", "README.md", "run.py"
+TOKENIZER = "tokenizer.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+GENAI = "genai_config.json"

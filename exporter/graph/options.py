@@ -1,0 +1,98 @@
+"""Options of an exported graph: its inputs, its outputs, its precision.
+
+All precisions but fp32 approximate. Every other option is exact: the graph gives the model's logits, or some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from exporter.checks import require_choice, require_type, take_integer, take_integers
+from exporter.errors import InputError
+
+Form = Literal["plain", "masked", "past"]
+Logits = Literal["all", "last", "answers"]
+Target = Literal["portable", "ort"]
+Precision = Literal["fp32", "int8", "fp16", "bf16"]
+Scales = Literal["tensor", "token"]
+WeightType = Literal["int8", "uint8"]
+_CHOICES: dict[str, Any] = {
+    "form": Form,
+    "logits": Logits,
+    "target": Target,
+    "precision": Precision,
+    "scales": Scales,
+    "weight_type": WeightType,
+}
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """How a CircuitModel becomes a graph.
+
+    form: which inputs the graph has, see `exporter.graph.author`. logits: at `all` positions, (batch, pos, vocab); at
+    the `last` one, (batch, 1, vocab); or there only for the tokens `answer_ids`, in their order, (batch, 1, answer).
+    vocabulary: the token ids that prompts may contain, ascending; only their embeddings are kept; None keeps all. It
+    adds an output in_vocabulary, (batch,) bool, False for a prompt with another token, whose logits are meaningless.
+    length: tokens of every prompt (form `plain`); None if free. opening: token ids that every prompt starts with, whose
+    keys and values are computed at export; in_vocabulary is False for a prompt with another start. target: `portable`
+    uses standard operators only, `ort` also ONNX Runtime's. precision: of weights and products. scales (int8): one for
+    the activations of a whole batch (`tensor`), so that a prompt's logits depend on the other prompts in the batch, or
+    one for each `token`, so that they do not. weight_type (int8): how weights are stored; `uint8` is for x86 processors
+    without VNNI, whose 16-bit sums of int8 products saturate. external_data: weights in a file beside the graph, which
+    ONNX Runtime maps into memory. Raises InputError: an option of a wrong type or value, or options that conflict.
+    """
+
+    form: Form = "plain"
+    logits: Logits = "all"
+    answer_ids: tuple[int, ...] = ()
+    vocabulary: tuple[int, ...] | None = None
+    length: int | None = None
+    opening: tuple[int, ...] = ()
+    target: Target = "portable"
+    precision: Precision = "fp32"
+    scales: Scales = "tensor"
+    weight_type: WeightType = "int8"
+    external_data: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as JSON-able data, by field."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GraphOptions:
+        """From what `to_json` returned.
+
+        Raises TypeError: data is no mapping, or has unknown fields. Raises InputError: invalid options.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"options are an object, not {type(data).__name__}")
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**fields)
+
+    def __post_init__(self) -> None:
+        for name, kind in _CHOICES.items():
+            require_choice(name, getattr(self, name), get_args(kind))
+        for name in ("answer_ids", "opening"):
+            object.__setattr__(self, name, take_integers(name, getattr(self, name)))
+        if self.vocabulary is not None:
+            object.__setattr__(self, "vocabulary", take_integers("vocabulary", self.vocabulary))
+        if self.length is not None:
+            object.__setattr__(self, "length", take_integer("length", self.length, least=1))
+        require_type("external_data", self.external_data, bool)
+        if bool(self.answer_ids) != (self.logits == "answers"):
+            raise InputError("answer_ids and logits='answers' go together; give both or neither")
+        if len(set(self.answer_ids)) < len(self.answer_ids):
+            raise InputError("answer_ids has a token twice; give each once")
+        if self.vocabulary is not None and sorted(set(self.vocabulary)) != list(self.vocabulary):
+            raise InputError("vocabulary must be token ids in rising order, each once")
+        if self.scales == "token" and self.precision != "int8":
+            raise InputError(f"scales by token are for int8, not {self.precision}; leave them out")
+        if self.vocabulary is not None and not self.vocabulary:
+            raise InputError("vocabulary is empty; give the token ids that prompts can have, or None for all")
+        if self.opening and (self.form != "plain" or self.logits == "all" or self.vocabulary is None):
+            raise InputError(
+                "an opening needs the form 'plain', logits at the last position, and a vocabulary; leave it out"
+            )

@@ -1,0 +1,266 @@
+"""The stages after a search: rewrite, export, verify, evaluate, measure; and `reverify`, the gate for an old file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from exporter.circuit import Circuit, SearchRecord
+from exporter.errors import ExactnessError, InputError
+from exporter.evidence.evaluate import Evaluation, evaluate_circuit
+from exporter.evidence.fitness import describe_doubt, require_tokenizer
+from exporter.evidence.latency import Latency, compare_latency, time_call
+from exporter.files import surgery_name
+from exporter.files.onnx_file import read_onnx
+from exporter.files.reading import read_steadily
+from exporter.files.scratch import make_scratch
+from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
+from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
+from exporter.graph.options import GraphOptions
+from exporter.job.plan import Plan, hash_sets
+from exporter.loading.load import LanguageModel
+from exporter.network.model import CircuitModel
+from exporter.outputs.healed import load_surgery_of
+from exporter.outputs.manifest import ExportInfo, Manifest, Size, hash_file
+from exporter.outputs.reference import load_dense
+from exporter.rewrite.folds import fold_model
+from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
+from exporter.runtime.session import has_provider, open_session
+from exporter.search.rules import DEPLOY
+from exporter.tasks import TaskData, is_file_task, rebuild_task
+from exporter.tasks.dataset import Dataset
+from exporter.verify.exactness import Exactness, check_file, verify_surgery
+from exporter.verify.precision import Served, evaluate_file, require_precision
+
+LATENCY_BATCHES = (1, 32)
+N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
+_EXAMPLES_OF = 64  # test prompts that they are chosen from
+LATENCY_BLOCKS = 7
+LATENCY_SLACK = 0.1  # of a latency budget, for a file that is measured again after it was written
+
+
+class Clock:
+    """Reports each stage when it begins, and keeps its duration in `seconds`."""
+
+    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
+        self.on_stage = on_stage
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the body of the context in seconds; a stage that raises is not recorded."""
+        if self.on_stage is not None:
+            self.on_stage(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A circuit, how it was found, and its surgery where there is one already: means of a search in float32, edits."""
+
+    circuit: Circuit
+    record: SearchRecord
+    surgery: Surgery | None = None
+
+
+def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, clock: Clock | None = None) -> Manifest:
+    """Rewrite, export to `path`, verify, evaluate, measure.
+
+    Without a clock it is a rehearsal: the gates are off, and the dense model is neither exported nor timed. Raises
+    ExactnessError: logits differ, or a reduced precision answers otherwise; InputError: circuit and model do not fit.
+    """
+    rehearsed, clock = clock is None, clock or Clock(None)
+    model, data = plan.model, plan.data
+    with clock.stage("rewrite"):
+        surgery = found.surgery or plan_surgery(model, found.circuit, data.patching)
+        sliced = slice_model(model.dense, surgery)
+        rewritten = fold_model(sliced)
+        if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
+            rewritten = copy.deepcopy(rewritten).float()
+    with clock.stage("export"):
+        description, beside = _export(plan, found, surgery, rewritten, path, options)
+    with clock.stage("verify"):
+        exactness, served = _check(model, surgery, rewritten, path, options, data, gated=not rehearsed)
+    with clock.stage("evaluate"):
+        figures = _evaluate(model.dense, rewritten, data)
+    # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
+    failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
+    doubts = () if is_file_task(plan.job.task) else failing
+    with clock.stage("measure"):
+        dense_bytes, latency = _measure(None if rehearsed else model.dense, path, data.test, options)
+    return Manifest(
+        schema=1,
+        task=plan.task_info,
+        model=plan.model_info,
+        circuit=found.circuit.to_json() | found.record.to_json(),
+        alpha_sweep=plan.alpha_sweep,
+        size=_measure_size(model.dense, sliced),
+        test=figures.pop("test"),
+        ood=figures,
+        exactness=exactness,
+        export=ExportInfo.of(options, served),
+        onnx=description,
+        latency=latency,
+        dense_onnx_bytes=dense_bytes,
+        files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
+        seconds=clock.seconds,
+        versions=collect_versions(),
+        notes=[*plan.notes, *doubts],
+    )
+
+
+def _export(
+    plan: Plan, found: Found, surgery: Surgery, rewritten: CircuitModel, path: Path, options: GraphOptions
+) -> tuple[OnnxDescription, list[Path]]:
+    """Write the graph, and beside it the surgery where it has edits; returns the files beside the graph, too."""
+    sha256 = surgery.sha256 if surgery.edits else None
+    origin = Origin(plan.task_info, plan.model_info, found.circuit, found.record, options, sha256)
+    metadata = {**origin.to_metadata(), EXAMPLES_KEY: _give_examples(rewritten, plan.data.test, options)}
+    description = export_onnx(rewritten, path, options, metadata=metadata)
+    if sha256 is None:
+        return description, []
+    beside = path.with_name(surgery_name(path.name, sha256))
+    surgery.save(beside)
+    return description, [beside]
+
+
+def time_network(plan: Plan, network: CircuitModel) -> float:
+    """Milliseconds of a call of a network as the job would export it, on patching prompts: see `Budget`."""
+    with make_scratch() as folder:
+        path = folder / "network.onnx"
+        export_onnx(fold_model(network), path, plan.options)
+        return time_file(plan, path)
+
+
+def time_file(plan: Plan, path: Path) -> float:
+    """The same of a file that is there."""
+    budget, prompts = plan.job.budget or DEPLOY, plan.data.patching
+    rows = torch.arange(budget.batch) % len(prompts)
+    mask = None if prompts.mask is None else prompts.mask[rows]
+    timed = compare_latency(path, path, prompts.input_ids[rows], mask, blocks=LATENCY_BLOCKS, threads=budget.threads)
+    return 1e3 * timed.circuit
+
+
+def require_latency(plan: Plan, path: Path) -> None:
+    """Raise InputError where a written file is slower than the job's budget by more than a tenth."""
+    most = None if plan.job.budget is None else plan.job.budget.max_latency_ms
+    if plan.circuit is not None or most is None:
+        return
+    if (found := time_file(plan, path)) > (1 + LATENCY_SLACK) * most:
+        raise InputError(
+            f"the file takes {found:.3g} ms a call where at most {most:g} were allowed; no file was left: run it again "
+            "on a quiet machine, or allow more"
+        )
+
+
+def _evaluate(dense: CircuitModel, rewritten: CircuitModel, data: TaskData) -> dict[str, Evaluation]:
+    """Evaluations of the test set and of each out-of-distribution set (unseen words or templates), by name."""
+    sets = {"test": data.test, **data.ood}
+    return {
+        name: evaluate_circuit(dense.answer_logits, rewritten.answer_logits, prompts) for name, prompts in sets.items()
+    }
+
+
+def _check(
+    model: LanguageModel,
+    surgery: Surgery,
+    rewritten: CircuitModel,
+    path: Path,
+    options: GraphOptions,
+    data: TaskData,
+    *,
+    gated: bool = True,
+) -> tuple[Exactness, Served]:
+    """Exactness, of the same graph in fp32 where the file is in reduced precision, and what the file itself answers.
+
+    If not `gated`, a difference in either is no error: the rehearsal's circuit says nothing about the searched one.
+    """
+    with make_scratch() as folder:
+        exact = path
+        if options.precision != "fp32":
+            exact = folder / path.name
+            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor"))
+        try:
+            exactness = verify_surgery(model, surgery, rewritten, exact, patching=data.patching, prompts=data.test)
+        except ExactnessError:
+            if gated:
+                raise
+            check_file(exact)
+            exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
+    is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
+    provider = "cuda" if is_half and has_provider("cuda") else "cpu"
+    served = evaluate_file(open_session(path, provider=provider), rewritten, data.test)
+    if gated:
+        require_precision(served, options)
+    return exactness, served
+
+
+def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOptions) -> str:
+    """Some prompts and the circuit's answers as JSON, to check the file by itself: see `EXAMPLES_KEY`.
+
+    Those with the widest margin between the best two logits, whose answers rounding is least likely to change on
+    another device or in reduced precision.
+    """
+    some = prompts[:_EXAMPLES_OF]
+    logits = rewritten.next_token_logits(some.input_ids, some.mask)  # (prompt, vocab)
+    tokens = torch.tensor(options.answer_ids) if options.answer_ids else torch.arange(logits.shape[1])
+    best = logits[:, tokens].topk(min(2, len(tokens)))  # (prompt, 2)
+    sure = (best.values[:, 0] - best.values[:, -1]).topk(min(N_EXAMPLES, len(some))).indices.sort().values
+    mask = None if some.mask is None else some.mask[sure].long().tolist()
+    answers = tokens[best.indices[sure, 0]]
+    return json.dumps({"input_ids": some.input_ids[sure].tolist(), "attention_mask": mask, "answers": answers.tolist()})
+
+
+def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
+    before, after = dense.count_parameters(), sliced.count_parameters()
+    return Size(dense=before, circuit=after, constants=sliced.count_constants(), reduction=1 - after / before)
+
+
+def _measure(
+    dense: CircuitModel | None, path: Path, prompts: Dataset, options: GraphOptions
+) -> tuple[int, list[Latency]]:
+    """The size in bytes of the exported dense model (fp32), and its latency against the circuit's by batch size.
+
+    Without a dense model (a rehearsal) the circuit is called once, and compared with itself.
+    """
+    if dense is None:
+        return 0, [time_call(path, prompts.input_ids, prompts.mask)]
+    with make_scratch() as folder:
+        reference = folder / "dense.onnx"
+        large = not fits_one_file(count_bytes(dense))
+        export_onnx(dense, reference, GraphOptions(form=options.form, external_data=large))
+        n_bytes, found = sum(file.stat().st_size for file in folder.iterdir()), []
+        for batch in LATENCY_BATCHES:
+            rows = torch.arange(batch) % len(prompts)
+            mask = None if prompts.mask is None else prompts.mask[rows]
+            found.append(compare_latency(reference, path, prompts.input_ids[rows], mask, blocks=LATENCY_BLOCKS))
+    return n_bytes, found
+
+
+def reverify(path: Path, *, model: str | None = None, task: Path | None = None) -> Exactness:
+    """Run the exactness gate again on an exported file, from the metadata in it.
+
+    `model` and `task` are the present paths of the dense model and of the task's data file (default: as recorded).
+    Raises InputError: model or prompts differ from the recorded ones; ExactnessError: logits differ.
+    """
+    return read_steadily(path, lambda: _reverify(path, model, task))
+
+
+def _reverify(path: Path, model: str | None, task: Path | None) -> Exactness:
+    origin = Origin.read(path)
+    loaded = load_dense(origin, model=model)
+    data = rebuild_task(origin.task.name, origin.task.parameters, require_tokenizer(loaded), path=task)
+    if hash_sets(data) != origin.task.sha256:
+        raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
+    surgery = load_surgery_of(path, origin) or plan_surgery(loaded, origin.circuit, data.patching)
+    return _check(loaded, surgery, operate(loaded.dense, surgery), path, origin.options, data)[0]

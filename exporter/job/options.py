@@ -1,0 +1,196 @@
+"""The options of a job, validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from exporter.checks import require_choice, require_type, take_integer
+from exporter.circuit import Ablation
+from exporter.errors import UsageError
+from exporter.graph.options import Logits, Precision, Scales, Target
+from exporter.search.healing import Heal, Teacher
+from exporter.search.rules import Budget
+from exporter.tasks import DEFAULT_SIZES, SplitSizes, check_task
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "model": (str,),
+    "revision": (str, type(None)),
+    "alpha": (int, float, type(None)),
+    "sizes": (SplitSizes,),
+    "parameters": (dict,),
+    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data"), (bool,)),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "device": ("cpu", "cuda"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "logits": get_args(Logits),
+    "vocab": ("full", "task"),
+    "target": get_args(Target),
+    "precision": get_args(Precision),
+    "scales": get_args(Scales),
+    "heal": get_args(Heal),
+    "teacher": get_args(Teacher),
+}
+
+
+_NOT_SEARCHED = "{name} is for the search, and --circuit needs none; leave one of them out"
+
+
+@dataclass(frozen=True)
+class Job:
+    """The options of one job. `alpha=None` takes the task's default; a `circuit` file is exported without a search.
+
+    preset: `paper` is the greedy search with alpha, `deploy` the gradual one under a `budget`, healed as `heal` and
+    `teacher` say; None is `deploy` where there is a budget, else `paper`.
+
+    `task` is a name or a .jsonl or .csv file. `ablation=None` takes means by position, aligned left: in many models
+    the first token's residual differs strongly from the others', and a mean over both loses precision in float32.
+    A `circuit` file has its own ablation. `memory_limit` is in bytes. `device` and `dtype` are the search's; the stages
+    after it compute in float32. `resume` continues from the journal beside the first output. `force` replaces an
+    existing output, and accepts a task file at which the model is no better than chance. `bundle` is a folder to write
+    instead of `out`, or beside it. `with_past` exports a graph with a key-value cache. `logits`, `target`, `precision`,
+    `scales` and `external_data` are those of `GraphOptions`, with the task's answers as `answer_ids`; `vocab` "task"
+    keeps only the embeddings of the task's tokens, and precomputes the shared opening of its prompts.
+
+    Raises InputError: a value of a wrong type or none of the choices; UsageError: an unknown task, an alpha that is
+    not above 0, output names that do not fit, or options that exclude each other.
+    """
+
+    task: str
+    out: Path | None
+    model: str = "auto"
+    revision: str | None = None
+    preset: Literal["deploy", "paper"] | None = None
+    alpha: float | None = None
+    budget: Budget | None = None
+    heal: Heal = "distil"
+    teacher: Teacher = "dense"
+    ablation: Ablation | None = None
+    mlps: bool = True
+    circuit: Path | None = None
+    seed: int = 0
+    sizes: SplitSizes = DEFAULT_SIZES
+    parameters: dict[str, Any] = field(default_factory=dict)
+    memory_limit: int | None = None
+    device: str = "cpu"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    resume: bool = False
+    force: bool = False
+    bundle: Path | None = None
+    with_past: bool = False
+    logits: Logits = "last"
+    vocab: Literal["full", "task"] = "full"
+    target: Target = "portable"
+    precision: Precision = "fp32"
+    scales: Scales = "tensor"
+    external_data: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        check_task(self.task)
+        self._check_outputs()
+        if self.alpha is not None and not 0 < self.alpha < float("inf"):
+            raise UsageError(f"--alpha is {self.alpha}; give a threshold above 0, in nats (such as 0.02)")
+        if self.scales == "token" and self.precision != "int8":
+            raise UsageError(f"--int8-scales is for --precision int8, not {self.precision}; leave it out")
+        if self.external_data and self.out is not None and self.bundle is not None:
+            raise UsageError("--external-data goes with --out or with --bundle; leave one of them out")
+        self._check_preset()
+        searched = {
+            "--preset": self.preset,
+            "--alpha": self.alpha,
+            "a budget": self.budget is not None,
+            "--ablation": self.ablation is not None,
+            "--no-mlps": not self.mlps,
+            "--dtype": self.dtype != "float32",
+        }
+        given = [name for name, value in searched.items() if value]
+        if self.circuit is not None and given:
+            raise UsageError(_NOT_SEARCHED.format(name=given[0]))
+
+    @property
+    def is_gradual(self) -> bool:
+        """Whether the search is the gradual one, under a budget."""
+        return is_gradual(self.preset, self.budget)
+
+    def _check_preset(self) -> None:
+        """Raise UsageError for what is of the other preset."""
+        require_type("budget", self.budget, Budget, type(None))
+        require_choice("--preset", self.preset or "paper", ("deploy", "paper"))
+        if self.is_gradual:
+            others = {"--alpha": self.alpha is not None, "--dtype": self.dtype != "float32", "--resume": self.resume}
+            others |= {"--device cuda": self.device != "cpu", "--memory-limit": self.memory_limit is not None}
+            mended = "leave it out, or take --preset paper without a budget"
+        else:
+            others = {"a budget": self.budget is not None, "--heal": self.heal != "distil"}
+            others["--teacher"] = self.teacher != "dense"
+            mended = "leave it out, or take --preset deploy"
+        if self.heal == "none" and self.teacher != "dense":
+            raise UsageError("--teacher is for healing, and --heal none has none; leave one of them out")
+        for name, given in others.items():
+            if given:
+                raise UsageError(f"{name} is not for the {'gradual' if self.is_gradual else 'greedy'} search; {mended}")
+
+    def _check_types(self) -> None:
+        """Raise InputError for a value of a wrong type, UsageError for an empty model; texts become paths."""
+        for name in ("out", "bundle", "circuit"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
+            require_type(name, getattr(self, name), Path, type(None))
+        object.__setattr__(self, "task", str(self.task) if isinstance(self.task, Path) else self.task)
+        for name, kinds in _TYPES.items():
+            require_type(name, getattr(self, name), *kinds)
+        for name, choices in _CHOICES.items():
+            require_choice(f"--{name}", getattr(self, name), choices)
+        if self.ablation is not None:
+            object.__setattr__(self, "ablation", Ablation.take(self.ablation))
+        take_integer("seed", self.seed)
+        if self.memory_limit is not None:
+            take_integer("memory_limit", self.memory_limit, least=1)
+        if not self.model.strip():
+            raise UsageError("--model is empty; give a folder, a file, a hub name or 'auto'")
+
+    def _check_outputs(self) -> None:
+        """Raise UsageError for an `out` without .onnx, or for an `out` and a `bundle` that overwrite each other."""
+        if self.out is not None and self.out.suffix != ".onnx":
+            small = " in small letters" if self.out.suffix.lower() == ".onnx" else ""
+            raise UsageError(f"--out is {str(self.out)!r}; give a name that ends in .onnx{small}")
+        if self.out is None or self.bundle is None:
+            return
+        bundle = self.bundle.absolute()
+        ours = [self.out.with_suffix(suffix) for suffix in (".onnx", ".json", ".onnx.journal")]
+        if bundle in (path.absolute() for path in ours):
+            raise UsageError(f"--bundle {self.bundle} is the name of a file of --out; give another one")
+        if bundle in self.out.absolute().parents:
+            raise UsageError(f"--out is in the folder of --bundle, {self.bundle}; write it beside that")
+
+    @property
+    def written(self) -> list[Path]:
+        """The output paths, without external weight files. The journal lies beside the first."""
+        files = [] if self.out is None else [self.out, self.out.with_suffix(".json")]
+        return files + ([] if self.bundle is None else [self.bundle])
+
+
+def is_gradual(preset: str | None, budget: Budget | None) -> bool:
+    """Whether these options ask for the gradual search: where nothing else is said, a budget does."""
+    return preset == "deploy" or (preset is None and budget is not None)
+
+
+def choose_ablation(kind: str | None, by: str | None, align: str | None, *, searched: bool) -> Ablation | None:
+    """The ablation of --ablation, --mean and --align; None where none of them is given.
+
+    Raises UsageError: an option without a search (`searched` is False), or --align without means by position;
+    InputError: none of the choices.
+    """
+    options = {"--ablation": kind, "--mean": by, "--align": align}
+    for name, value in options.items():
+        if value is not None and not searched:
+            raise UsageError(_NOT_SEARCHED.format(name=name))
+    given = {name: value for name, value in (("kind", kind), ("by", by), ("align", align)) if value is not None}
+    chosen = Ablation(**given)  # type: ignore[arg-type]  # checked there
+    if align is not None and not chosen.fixed_length:
+        raise UsageError("--align is for means by position; leave it out, or take --mean position")
+    return chosen if given else None

@@ -1,0 +1,17 @@
+"""Whether each prompt's answer is right: all of its tokens must be."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from exporter.metrics.answers import Answers
+
+
+def accuracy(answers: Answers) -> Tensor:
+    """1 where the model's prediction is a right answer, else 0: (prompt,) float64."""
+    return answers.prompts.is_answer(answers.predicted).double()
+
+
+def reference_accuracy(answers: Answers) -> Tensor:
+    """`accuracy` of the reference model: (prompt,) float64."""
+    return answers.prompts.is_answer(answers.reference_predicted).double()

@@ -1,0 +1,1 @@
+"""The one small network that dense and rewritten models are made of."""

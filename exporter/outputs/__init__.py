@@ -1,0 +1,1 @@
+"""What a job leaves: manifest, card, bundle, runner."""

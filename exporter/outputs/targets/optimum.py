@@ -1,0 +1,65 @@
+"""config.json and generation_config.json, as Optimum and transformers read them."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from exporter.files.names import CONFIG, GENERATION
+from exporter.loading.sources.quiet import quiet_transformers
+from exporter.outputs.shape import BundleShape
+
+
+def write_optimum(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
+    """Both files."""
+    return {CONFIG: make_config(shape), GENERATION: make_generation_config(shape)}
+
+
+def make_config(shape: BundleShape) -> dict[str, Any]:
+    """config.json: the dense model's, with what differs; `export_circuit` holds what it was."""
+    with tempfile.TemporaryDirectory(prefix="export-circuit-") as scratch, quiet_transformers():
+        shape.model.hf.config.save_pretrained(scratch)  # as the installed transformers writes it
+        data: dict[str, Any] = json.loads((Path(scratch) / "config.json").read_text(encoding="utf-8"))
+    data |= {name: shape.keep_ids(token) for name, token in data.items() if name.endswith("_token_id")}
+    changes: dict[str, Any] = {
+        "n_positions" if "n_positions" in data else "max_position_embeddings": shape.max_length,
+        "use_cache": bool(shape.kv_heads),
+        "architectures": [type(shape.model.hf).__name__],
+        "torch_dtype" if "torch_dtype" in data else "dtype": "float32",
+        **_change_cache(shape, data),
+    }
+    dense = {key: data.get(key) for key, value in changes.items() if data.get(key) != value}
+    circuit = shape.manifest.get_circuit()
+    ours: dict[str, Any] = {
+        "form": shape.form,
+        "heads": [[h.layer, h.index] for h in circuit.heads],
+        "mlps": list(circuit.mlps),
+    }
+    ours |= {"neurons": {str(layer): list(units) for layer, units in circuit.neurons}} if circuit.neurons else {}
+    return {**data, **changes, "export_circuit": {**ours, "dense": dense}}
+
+
+def _change_cache(shape: BundleShape, data: dict[str, Any]) -> dict[str, Any]:
+    """Optimum makes the empty past of every layer from these; they can be right only where layers are alike."""
+    if len(set(shape.kv_heads)) != 1 or shape.d_head is None:
+        return {}
+    n_kv, d_head = shape.kv_heads[0], shape.d_head
+    heads, width = ("n_head", "n_embd") if "n_head" in data else ("num_attention_heads", "hidden_size")
+    grouped = {"num_key_value_heads": n_kv} if "num_key_value_heads" in data else {}
+    return {heads: n_kv, width: n_kv * d_head, **grouped}  # which of the two it reads depends on the family
+
+
+def make_generation_config(shape: BundleShape) -> dict[str, Any]:
+    """Greedy, and no longer than the model knows."""
+    config = shape.model.hf.config
+    stop = shape.stop_ids
+    return {
+        "bos_token_id": shape.keep_id(config.bos_token_id),
+        "eos_token_id": stop[0] if len(stop) == 1 else stop or None,
+        "pad_token_id": shape.pad_id(),
+        "do_sample": False,
+        "max_length": shape.max_length,
+        "use_cache": bool(shape.kv_heads),
+    }

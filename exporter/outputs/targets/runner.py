@@ -1,0 +1,90 @@
+"""run.py of a bundle: greedy decoding in 15 lines for the form at hand, without this package.
+
+It is a template that is filled in, so that it shows what a caller of the file has to do and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from string import Template
+from typing import Any
+
+from exporter.files.names import RUNNER
+from exporter.graph.guards import GUARDS
+from exporter.graph.options import Form
+from exporter.outputs.shape import BundleShape
+
+_HEAD = """\
+# python run.py "a prompt" prints it with the likeliest text after it; needs onnxruntime, numpy and tokenizers.
+import pathlib, sys, numpy as np, onnxruntime, tokenizers
+folder = pathlib.Path(__file__).absolute().parent
+tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+model = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+ids = new = tokenizer.encode(sys.argv[1]).ids
+"""
+_CHECK = 'if not $least <= len(ids) <= $longest: sys.exit(f"the prompt has {len(ids)} tokens, not $allowed")\n'
+_PAST = """\
+past = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in model.get_inputs() if "past" in i.name}
+for _ in range(min(20, $longest + 1 - len(ids))):
+    feeds = {"input_ids": np.array([new]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    out = dict(zip((o.name for o in model.get_outputs()), model.run(None, feeds | past)))$guarded
+    past, new = {name: out[name.replace("past_key_values", "present")] for name in past}, [$token]
+    ids = ids + new
+"""
+_ANEW = """\
+for _ in range(min(20, $longest + 1 - len(ids))):
+    out = dict(zip((o.name for o in model.get_outputs()), model.run(None, {$feeds})))$guarded
+    new = [$token]
+    ids = ids + new
+"""
+_TAIL = """\
+    if new[0] in $stop_ids: break
+print(tokenizer.decode(ids))
+"""
+
+
+def write_runner(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
+    """The script, for the graph's own outputs."""
+    outputs = shape.manifest.onnx.outputs
+    script = render_runner(
+        shape.form,
+        longest=shape.max_length,
+        stop_ids=shape.stop_ids,
+        pinned=shape.pinned,
+        keeps_past=bool(shape.kv_heads),
+        answers="answer_token_ids" in outputs,
+        guards=[name for name in GUARDS if name in outputs],
+    )
+    return {RUNNER: script}
+
+
+def render_runner(
+    form: Form,
+    *,
+    longest: int,
+    stop_ids: Sequence[int],
+    pinned: bool,
+    keeps_past: bool = True,
+    answers: bool = False,
+    guards: Sequence[str] = (),
+) -> str:
+    """The script.
+
+    `longest` is how many tokens the model takes at most, `pinned` whether always so many; `keeps_past` whether a model
+    with past has an attention left to keep one for; `answers` whether its logits are those of some tokens alone,
+    `vocabulary` whether it knows some tokens alone.
+    """
+    token = 'int(out["logits"][0, -1].argmax())'
+    feeds = '"input_ids": np.array([ids])'
+    if form != "plain":
+        feeds += ', "attention_mask": np.ones((1, len(ids)), np.int64)'
+    body = _PAST if form == "past" and keeps_past else _ANEW
+    return Template(_HEAD + _CHECK + body + _TAIL).substitute(
+        longest=longest,
+        least=longest if pinned else 1,
+        allowed=longest if pinned else f"1 to {longest}",
+        feeds=feeds,
+        token=f'int(out["answer_token_ids"][{token}])' if answers else token,
+        guarded="".join(f'; out["{name}"].all() or sys.exit("{GUARDS[name]}")' for name in guards),
+        stop_ids=tuple(stop_ids),
+    )

@@ -1,0 +1,1 @@
+"""Rewriting: from a dense model and a circuit to a smaller model that computes the ablated model's logits."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: sessions, decoding, text in and out."""

@@ -1,0 +1,67 @@
+"""Memory plan of a search: prompts per chunk, and activation checkpointing of the dense residuals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from exporter.errors import InputError
+from exporter.metrics.divergence import count_target_bytes
+from exporter.network.model import CircuitModel
+from exporter.search.cost import group_by_layer
+
+_NUMBER = 4  # bytes of a float32
+_MOST_PROMPTS = 128  # in one chunk: larger matrix products gain nothing more
+_SPARE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Prompts per chunk, and the distance in layers between kept residuals.
+
+    bytes: what the search is expected to hold beside the model.
+    """
+
+    chunk: int
+    keep_every: int
+    bytes: int
+
+
+def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | None, *, n_steps: int = 1) -> MemoryPlan:
+    """Fit a search into `limit` bytes beside the model (default: half of the free memory of its device).
+
+    length, n_steps: tokens and answer positions of a prompt. Keeps the residual before every layer if they fit, else
+    before every k-th and recomputes the others (Chen et al., arXiv 1604.06174); then makes chunks smaller. Formulas:
+    benchmarks/COST.md. Raises InputError: not even one prompt at a time fits.
+    """
+    limit = _find_free(dense.W_U.device) // 2 if limit is None else limit
+    d_vocab, d_model = dense.W_U.shape
+    n_layers = len(group_by_layer(dense.steps))
+    widest = max(
+        (len(s.units) for layer in dense.sublayers() for s in layer.sites if s.kind == "neurons"), default=d_model
+    )
+    residual = _NUMBER * n_prompts * length * d_model
+    each = _NUMBER * (3 * n_steps * d_vocab + length * (4 * widest + 8 * d_model))  # bytes a prompt in a chunk
+    target = n_prompts * n_steps * count_target_bytes(d_vocab, d_model)
+    for keep_every in range(1, math.isqrt(n_layers - 1) + 2):  # L / k + k is least at k = sqrt(L)
+        kept = -(-n_layers // keep_every) + keep_every
+        held = residual * (kept + 6) + target + _SPARE_BYTES  # 6: z, outputs and a candidate of the current layer
+        chunk = min((limit - held) // each, n_prompts, _MOST_PROMPTS)
+        if chunk >= min(16, n_prompts):
+            return MemoryPlan(chunk, keep_every, held + chunk * each)
+    if chunk >= 1:
+        return MemoryPlan(chunk, keep_every, held + chunk * each)
+    raise InputError(
+        f"the search needs {(held + each) / 2**20:.0f} MiB beside the model for {n_prompts} prompts, allowed are "
+        f"{limit / 2**20:.0f}; raise --memory-limit, or give fewer --selection-prompts"
+    )
+
+
+def _find_free(device: torch.device) -> int:
+    """Free memory of a device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

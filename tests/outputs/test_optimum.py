@@ -1,0 +1,81 @@
+"""Optimum loads what is exported (the environment of the extra `optimum`; see `make test-optimum`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bundles import EVEN, UNEVEN, decode, make_bundle
+from tiny import VARIANTS, make_model, make_prompts
+
+from exporter.circuit import Ablation, Circuit, Head
+from exporter.graph.export import export_onnx
+from exporter.graph.options import Form
+from exporter.rewrite.surgery import rewrite_model
+
+ort_models = pytest.importorskip("optimum.onnxruntime", reason="needs the extra 'optimum' and transformers 4.57")
+
+
+@pytest.mark.parametrize("mean", ["position", "global"])
+def test_it_loads_and_computes_the_same(mean: str, tmp_path: Path) -> None:
+    model = make_model(positions=32)
+    rewritten = rewrite_model(
+        model, Circuit(heads=(Head(0, 1),), mlps=(1,), ablation=Ablation(by=mean)), make_prompts(8, 5)
+    )
+    export_onnx(rewritten, tmp_path / "model.onnx")
+    model.hf.config.save_pretrained(tmp_path)
+    loaded = ort_models.ORTModelForCausalLM.from_pretrained(tmp_path, use_cache=False, use_io_binding=False)
+    prompts = make_prompts(3, 5, seed=4).input_ids
+    logits = loaded(input_ids=prompts, attention_mask=torch.ones_like(prompts)).logits
+    torch.testing.assert_close(logits, rewritten(prompts), rtol=1e-4, atol=1e-4)
+
+
+def generate(folder: Path, prompt: list[int], n: int, *, use_cache: bool, use_io_binding: bool) -> list[int]:
+    """What Optimum says after a prompt, end of text or not."""
+    model = ort_models.ORTModelForCausalLM.from_pretrained(folder, use_cache=use_cache, use_io_binding=use_io_binding)
+    ids = torch.tensor([prompt])
+    options = {"max_new_tokens": n, "do_sample": False, "eos_token_id": None, "use_cache": use_cache}
+    return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("use_io_binding", [False, True])
+@pytest.mark.parametrize(
+    ("form", "heads"), [("plain", UNEVEN), ("masked", UNEVEN), ("past", EVEN), ("past", ())], ids=str
+)
+@pytest.mark.parametrize("family", VARIANTS)
+def test_it_generates_with_every_form_that_it_supports(
+    family: str, form: Form, heads: tuple[Head, ...], use_io_binding: bool, tmp_path: Path
+) -> None:
+    bundle, prompt = make_bundle(tmp_path / "b", family, form, heads=heads), [3, 1, 4, 1, 5]
+    use_cache = form == "past" and len(heads) > 0
+    found = generate(bundle.folder, prompt, 6, use_cache=use_cache, use_io_binding=use_io_binding)
+    assert found == decode(bundle.rewritten, prompt, 6)
+
+
+def test_it_generates_with_padding_on_the_left(tmp_path: Path) -> None:
+    for form, heads in (("masked", UNEVEN), ("past", EVEN)):
+        bundle = make_bundle(tmp_path / form, "llama", form, heads=heads)
+        model = ort_models.ORTModelForCausalLM.from_pretrained(bundle.folder, use_cache=form == "past")
+        found = model.generate(
+            torch.tensor([[3, 1, 4, 1, 5], [0, 0, 0, 2, 6]]),
+            attention_mask=torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]),
+            max_new_tokens=5, do_sample=False, eos_token_id=None, use_cache=form == "past",
+        )  # fmt: skip
+        assert found[:, 5:].tolist() == [decode(bundle.rewritten, prompt, 5) for prompt in ([3, 1, 4, 1, 5], [2, 6])]
+
+
+def test_it_cannot_generate_with_layers_that_differ_and_the_card_says_so(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", form="past", heads=UNEVEN)
+    with pytest.raises(Exception, match="Got invalid dimensions"):
+        generate(bundle.folder, [3, 1, 4], 2, use_cache=True, use_io_binding=False)
+    assert "Optimum cannot generate with it" in (bundle.folder / "README.md").read_text()
+
+
+def test_it_stops_by_itself_where_the_bundle_says(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", form="plain")
+    model = ort_models.ORTModelForCausalLM.from_pretrained(bundle.folder, use_cache=False)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    found = model.generate(ids, attention_mask=torch.ones_like(ids))[0, 5:].tolist()
+    free = decode(bundle.rewritten, [3, 1, 4, 1, 5], 19)
+    assert found == (free[: free.index(0) + 1] if 0 in free else free)
