@@ -30,13 +30,9 @@ from exporter.search.healing import HARMLESS, Healer, Lessons, answer, ask_dense
 from exporter.search.problem import Problem
 from exporter.search.rules import Budget
 from exporter.search.state import State, copy_state, cut_state, make_surgery, pick_tables, select_tables, start_state
+from exporter.search.walk import FIRST, GENTLER, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
 
-FIRST = 0.4  # of the dense model's parameters: what is left after the first cut
 HEALED = 0.3  # from here on a size is healed
-RATIO = 0.65  # of each size to the one before, and where it is small already, or not healed
-RATIO_SMALL, SMALL = 0.75, 0.12
-RATIO_UNHEALED = 0.8
-LEAST = 0.005  # the smallest size that is tried
 SETUP = 0.001  # what a sublayer costs beside its units, as a share of the dense model's parameters
 SCORED_FIRST, SCORED = 128, 512  # prompts that units are scored on, while the network is whole and later
 ASIDE = 0.1  # of the prompts: they say when to stop healing
@@ -45,8 +41,6 @@ STEPS_AT_WHOLE = 8  # of healing at the size of the dense model; at a share of i
 LEAST_STEPS, MOST_STEPS = 40, 240
 MOST_OF_CONSTANT = 0.75  # of the KL of a model that always answers alike: a circuit has to be nearer
 WORTH_MORE = 0.05  # of accuracy: a network that lacks no more is healed for longer
-NEAREST = 0.97  # of a size: no cut is tried that leaves more of it
-GENTLER = 2  # how often a gentler cut is tried where one did not keep the budget
 _CHUNK = 32
 
 
@@ -85,32 +79,6 @@ def judge_network(model: CircuitModel, lessons: Lessons) -> Judgement:
     return judge(lessons, lambda part: answer(model, part.prompts))
 
 
-@dataclass
-class _Walk:
-    """From which size the next cut is made, how small it is to be, and what was tried: shares of the dense model."""
-
-    target: float
-    ratio: float
-    base: float = 1.0
-    best: float | None = None  # the smallest size that kept the budget
-    failures: int = 0
-
-    def go_on(self, size: float, *, kept: bool, judged: bool) -> None:
-        """Take in a size that was tried; from one that is not judged yet, the walk goes on whatever it is like."""
-        if kept:
-            self.best = size
-        if kept or not judged:
-            self.base = size
-            if size < SMALL:
-                self.ratio = max(self.ratio, RATIO_SMALL)
-            self.target = size * self.ratio
-            return
-        self.failures += 1
-        self.ratio = self.ratio**0.5
-        self.base = 1.0 if self.best is None else self.best
-        self.target = (size * self.base) ** 0.5
-
-
 class _Search:
     """A problem, its prompts with the dense model's answers, and the networks at hand."""
 
@@ -136,7 +104,7 @@ class _Search:
         self.most_kl = math.inf if problem.teacher == "labels" else MOST_OF_CONSTANT * self._judge_constant().kl
         self.start = start_state(self.dense, problem.replacements.ablation, problem.patching.length)
         self.base, self.best = self.start, None
-        self.walk = _Walk(target=FIRST, ratio=RATIO if self.heals else RATIO_UNHEALED)
+        self.walk = Walk(target=FIRST, ratio=RATIO if self.heals else RATIO_UNHEALED)
 
     base: State
     best: State | None

@@ -1,0 +1,39 @@
+"""Which size the gradual search tries next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FIRST = 0.4  # of the dense model's parameters: what is left after the first cut
+RATIO = 0.65  # of each size to the one before, and where it is small already, or not healed
+RATIO_SMALL, SMALL = 0.75, 0.12
+RATIO_UNHEALED = 0.8
+LEAST = 0.005  # the smallest size that is tried
+NEAREST = 0.97  # of a size: no cut is tried that leaves more of it
+GENTLER = 2  # how often a gentler cut is tried where one did not keep the budget
+
+
+@dataclass
+class Walk:
+    """From which size the next cut is made, how small it is to be, and what was tried: shares of the dense model."""
+
+    target: float
+    ratio: float
+    base: float = 1.0
+    best: float | None = None  # the smallest size that kept the budget
+    failures: int = 0
+
+    def go_on(self, size: float, *, kept: bool, judged: bool) -> None:
+        """Take in a size that was tried; from one that is not judged yet, the walk goes on whatever it is like."""
+        if kept:
+            self.best = size
+        if kept or not judged:
+            self.base = size
+            if size < SMALL:
+                self.ratio = max(self.ratio, RATIO_SMALL)
+            self.target = size * self.ratio
+            return
+        self.failures += 1
+        self.ratio = self.ratio**0.5
+        self.base = 1.0 if self.best is None else self.best
+        self.target = (size * self.base) ** 0.5
