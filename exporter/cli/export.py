@@ -89,7 +89,8 @@ class ExportOptions:
         assert self.task is not None, "checked before"
         budget = self._read_budget()
         learnt_from = ALL_LINES if is_file_task(self.task) else LEARNT_FROM
-        patching = self.patching_prompts or (learnt_from if is_gradual(self.preset, budget) else DEFAULT_SIZES.patching)
+        gradual = self.circuit is None and is_gradual(self.preset, budget, self.alpha)
+        patching = self.patching_prompts or (learnt_from if gradual else DEFAULT_SIZES.patching)
         sizes = SplitSizes(patching=patching, selection=self.selection_prompts, test=self.test_prompts)
         of_the_task = {"template": self.template, "letters": self.letters}
         return Job(

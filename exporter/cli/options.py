@@ -42,7 +42,7 @@ Preset = Annotated[
     Literal["deploy", "paper"] | None,
     take_value(
         "deploy: as small as the budget allows, by heads and neurons, healed. paper: greedy with alpha, original "
-        "weights. Default: paper, or deploy with a budget.",
+        "weights. Default: deploy, or paper with --alpha.",
     ),
 ]
 MinAccuracy = Annotated[
@@ -75,7 +75,7 @@ Seed = Annotated[int, take_value("Seed of the task's sets.", panel=TASK_PANEL, l
 PatchingPrompts = Annotated[
     int | None,
     take_value(
-        "Prompts that means are taken on, and healing learns from. Default: 250; with a budget 1000, or all of a file.",
+        "Prompts that means are taken on, and healing learns from. Default: 1000, or all of a file; of paper 250.",
         panel=TASK_PANEL,
         least=1,
         metavar="N",

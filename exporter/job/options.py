@@ -43,8 +43,8 @@ _NOT_SEARCHED = "{name} is for the search, and --circuit needs none; leave one o
 class Job:
     """The options of one job. `alpha=None` takes the task's default; a `circuit` file is exported without a search.
 
-    preset: `paper` is the greedy search with alpha, `deploy` the gradual one under a `budget`, healed as `heal` and
-    `teacher` say; None is `deploy` where there is a budget, else `paper`.
+    preset: `deploy` is the gradual search under a `budget`, healed as `heal` and `teacher` say, and `paper` the greedy
+    one with alpha; None is `paper` where an alpha is given, else `deploy`.
 
     `task` is a name or a .jsonl or .csv file. `ablation=None` takes means by position, aligned left: in many models
     the first token's residual differs strongly from the others', and a mean over both loses precision in float32.
@@ -106,6 +106,8 @@ class Job:
             "--ablation": self.ablation is not None,
             "--no-mlps": not self.mlps,
             "--dtype": self.dtype != "float32",
+            "--heal": self.heal != "distil",
+            "--teacher": self.teacher != "dense",
         }
         given = [name for name, value in searched.items() if value]
         if self.circuit is not None and given:
@@ -113,16 +115,17 @@ class Job:
 
     @property
     def is_gradual(self) -> bool:
-        """Whether the search is the gradual one, under a budget."""
-        return is_gradual(self.preset, self.budget)
+        """Whether there is a search, the gradual one, under a budget."""
+        return self.circuit is None and is_gradual(self.preset, self.budget, self.alpha)
 
     def _check_preset(self) -> None:
         """Raise UsageError for what is of the other preset."""
         require_type("budget", self.budget, Budget, type(None))
         require_choice("--preset", self.preset or "paper", ("deploy", "paper"))
+        if self.circuit is not None:
+            return
         if self.is_gradual:
             others = {"--alpha": self.alpha is not None, "--dtype": self.dtype != "float32", "--resume": self.resume}
-            others |= {"--device cuda": self.device != "cpu", "--memory-limit": self.memory_limit is not None}
             mended = "leave it out, or take --preset paper without a budget"
         else:
             others = {"a budget": self.budget is not None, "--heal": self.heal != "distil"}
@@ -174,9 +177,9 @@ class Job:
         return files + ([] if self.bundle is None else [self.bundle])
 
 
-def is_gradual(preset: str | None, budget: Budget | None) -> bool:
-    """Whether these options ask for the gradual search: where nothing else is said, a budget does."""
-    return preset == "deploy" or (preset is None and budget is not None)
+def is_gradual(preset: str | None, budget: Budget | None, alpha: float | None) -> bool:
+    """Whether these options ask for the gradual search: where no preset is named, all but an alpha does."""
+    return preset == "deploy" or (preset is None and (alpha is None or budget is not None))
 
 
 def choose_ablation(kind: str | None, by: str | None, align: str | None, *, searched: bool) -> Ablation | None:

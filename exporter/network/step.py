@@ -8,10 +8,12 @@ concatenated along the wide axis.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from exporter.network.attention import Attention
 from exporter.network.feed_forward import FeedForward
@@ -77,16 +79,24 @@ class Step(nn.Module):
 
 
 def run_to_last(
-    steps: Sequence[Step], x: Tensor, at: Positions, *, n_last: int = 1, opening: Tensor | None = None
+    steps: Sequence[Step],
+    x: Tensor,
+    at: Positions,
+    *,
+    n_last: int = 1,
+    opening: Tensor | None = None,
+    recompute: bool = False,
 ) -> Tensor:
     """The residual at the last positions after the given steps: (batch, pos, d_model) -> (batch, n_last, d_model).
 
     The last step that attends, and all later ones, compute only these positions; if none attends, x may hold them only.
-    `opening`, (1, opening, d_model), is the residual before x in every prompt, at the positions `at.opening`.
+    `opening`, (1, opening, d_model), is the residual before x in every prompt, at the positions `at.opening`. With
+    `recompute` a step's activations are not kept for its gradients, but computed again (Chen et al., arXiv 1604.06174).
     """
     reads_all = find_last_attending(steps)
     for index, step in enumerate(steps):
         cut, step = n_last if index >= reads_all else None, step.load()
         after = None if opening is None or cut or at.opening is None else step(opening, at.opening)
-        x, opening = step(x, at, n_last=cut, opening=opening), after
+        run = partial(step, at=at, n_last=cut, opening=opening)
+        x, opening = checkpoint(run, x, use_reentrant=False) if recompute else run(x), after
     return x[:, -n_last:]

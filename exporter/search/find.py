@@ -114,7 +114,8 @@ def search_surgery(
     if strategy is None:
         strategy = "paper" if isinstance(rule, AlphaRule) else "gradual"
     require_choice("strategy", strategy, SEARCHES)
-    dense = dense.on_device(options.get("ranks", SOLO).device)
+    device = options.get("ranks", SOLO).device
+    dense, patching, selection = dense.on_device(device), patching.to(device), selection.to(device)
     normed: list[Tensor] = []
 
     def keep(x: Tensor) -> None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from exporter.network.model import CircuitModel
 from exporter.network.positions import Positions
@@ -28,14 +30,20 @@ def finest_sites(model: CircuitModel) -> Iterator[tuple[str, int]]:
         yield site.name, len(site.units)
 
 
-def run_gated(model: CircuitModel, part: Dataset, means: Replacements, gates: Mapping[str, Tensor]) -> Tensor:
-    """Logits at the answer positions, (prompt, step, vocab), with a gate for each prompt and unit, (prompt, unit)."""
+def run_gated(
+    model: CircuitModel, part: Dataset, means: Replacements, gates: Mapping[str, Tensor], *, recompute: bool = False
+) -> Tensor:
+    """Logits at the answer positions, (prompt, step, vocab), with a gate for each prompt and unit, (prompt, unit).
+
+    `recompute` as in `run_to_last`.
+    """
     at = model.place(part.input_ids, part.mask, length=part.length)
     x = model.embed(part.input_ids, at)
     last = find_last_attending(model.steps)
     for index, step in enumerate(model.steps):
         n_last = part.n_steps if index >= last else None
-        x = _run_step(step.load(), x, at, n_last, means, gates)
+        run = partial(_run_step, step.load(), at=at, n_last=n_last, means=means, gates=gates)
+        x = checkpoint(run, x, use_reentrant=False) if recompute else run(x)
     return model.unembed(x[:, -part.n_steps :])
 
 
@@ -63,6 +71,8 @@ def score_units(
     parts: Sequence[Dataset],
     drawn: Sequence[Tensor],
     means: Replacements,
+    *,
+    recompute: bool = False,
 ) -> dict[str, Tensor]:
     """The Fisher information of each unit's gate, by site: (unit,) float64, a sum over prompts.
 
@@ -70,13 +80,14 @@ def score_units(
     own units, at the state that it is in. No gradient of a weight is taken.
     """
     total = {name: torch.zeros(n, dtype=torch.float64) for name, n in finest_sites(model)}
+    device = model.W_U.device
     for part, tokens in zip(parts, drawn, strict=True):
-        gates = {name: torch.ones(len(part), n, requires_grad=True) for name, n in finest_sites(model)}
-        logits = run_gated(model, part, means, gates)
+        gates = {n: torch.ones(len(part), k, device=device, requires_grad=True) for n, k in finest_sites(model)}
+        logits = run_gated(model, part, means, gates, recompute=recompute)
         log_p = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]  # (prompt, step)
         slopes = torch.autograd.grad((log_p * part.counted).sum(), list(gates.values()))
         for name, slope in zip(gates, slopes, strict=True):
-            total[name] += slope.double().square().sum(0)
+            total[name] += slope.double().square().sum(0).cpu()
     return total
 
 

@@ -27,6 +27,7 @@ from exporter.search.allotment import Offer, choose_units
 from exporter.search.cost import count_costs
 from exporter.search.gates import score_units
 from exporter.search.healing import HARMLESS, Healer, Lessons, answer, ask_dense
+from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
 from exporter.search.rules import Budget
 from exporter.search.state import State, copy_state, cut_state, make_surgery, pick_tables, select_tables, start_state
@@ -98,7 +99,10 @@ class _Search:
         n_aside = min(MOST_ASIDE, int(len(lessons) * ASIDE))
         aside = lessons.take(rows[:n_aside]) if n_aside >= LEAST_ASIDE else None
         self.lessons = lessons if aside is None else lessons.take(rows[n_aside:])
-        self.healer = Healer(self.lessons, aside, problem.teacher, ranks=problem.ranks)
+        length, n_steps = problem.patching.length, problem.patching.n_steps
+        plan = plan_learning(self.dense, _CHUNK, length, problem.memory_limit, n_steps=n_steps)
+        self.plan = cast("LearningPlan", problem.ranks.share(plan))
+        self.healer = Healer(self.lessons, aside, problem.teacher, problem.ranks, self.plan)
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
         self.most_kl = math.inf if problem.teacher == "labels" else MOST_OF_CONSTANT * self._judge_constant().kl
@@ -112,7 +116,7 @@ class _Search:
     def run(self) -> Iterator[SizeStep]:
         """Try sizes until the next one is known to be too small."""
         walk = self.walk
-        while walk.failures <= GENTLER and walk.target >= LEAST:
+        while walk.failures <= GENTLER and walk.target >= min(LEAST, self.bounds.max_params / self.size):
             heals = self.heals and (walk.target <= HEALED or walk.failures > 0)
             judged = heals or not self.heals  # a large network that is not healed yet says nothing
             trial = self._cut(self.base, max(walk.target, self._find_goal()))
@@ -123,7 +127,8 @@ class _Search:
                 continue
             step = self._heal_and_judge(trial, heals=heals)
             self.path.append(step)
-            walk.go_on(self._price(trial), kept=step.kept, judged=judged)
+            harmless = step.kept and step.kl_cut < HARMLESS
+            walk.go_on(self._price(trial), kept=step.kept, judged=judged, harmless=harmless)
             if step.kept:
                 self.best = trial
             self.base = trial if step.kept or not judged else self.best or self.start
@@ -160,9 +165,10 @@ class _Search:
             layers = {sublayer.layer for sublayer in model.sublayers()}
             means = compute_replacements(model, lessons.prompts, ablation=means.ablation, neurons=layers)
         generator = self._make_generator()
-        drawn = [(part.prompts, part.draw_tokens(generator)) for part in lessons.split(_CHUNK)]
+        drawn = [(part.prompts, part.draw_tokens(generator)) for part in lessons.split(self.plan.chunk)]
         own = drawn[ranks.rank :: ranks.size]
-        worth = score_units(model, [prompts for prompts, _ in own], [tokens for _, tokens in own], means)
+        parts, tokens = [prompts for prompts, _ in own], [tokens for _, tokens in own]
+        worth = score_units(model, parts, tokens, means, recompute=self.plan.recompute)
         ranks.add_up(list(worth.values()))
         circuit = self._choose(base, worth, target)
         if self.heals:
@@ -245,7 +251,9 @@ class _Search:
         problem = self.problem
         latency = 0.0
         if self.budget.max_latency_ms is not None and problem.time is not None:
-            latency = cast("float", problem.ranks.share(problem.time(state.model)))  # all ranks decide alike
+            latency = cast(
+                "float", problem.ranks.share(problem.time(state.model.on_device("cpu")))
+            )  # all ranks decide alike
         return self.bounds.keeps_cost(state.model.count_parameters(), latency)
 
     def _describe_nearest(self) -> str:

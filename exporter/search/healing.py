@@ -18,6 +18,7 @@ from torch import Tensor
 from exporter.network.model import CircuitModel
 from exporter.network.step import run_to_last
 from exporter.search.gates import trained
+from exporter.search.memory import LearningPlan
 from exporter.search.ranks import SOLO, Ranks
 from exporter.tasks.dataset import Dataset
 
@@ -29,8 +30,10 @@ WARM_UP = 10  # steps
 BATCH = 32  # prompts in a step
 CLIP = 1.0  # of the gradient's norm
 HARMLESS = 0.005  # nats: nearer to the teacher, nothing is left to learn
+USEFUL = 0.02  # of the loss: a look that is better by less is no progress
 LOOKS = 4  # how often a stage of healing is judged on the prompts that are kept aside
 _CHUNK = 64
+_ALL_AT_ONCE = LearningPlan(BATCH)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,8 @@ class Lessons:
     def draw_tokens(self, generator: torch.Generator) -> Tensor:
         """A token for each answer position, drawn from the dense model's distribution: (prompt, step)."""
         p = self.log_p.exp()
-        return torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+        drawn = torch.multinomial(p.flatten(0, 1).cpu(), 1, generator=generator)
+        return drawn.view(p.shape[:2]).to(p.device)
 
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Lessons]:
         """Batches without end, each prompt at most once an epoch."""
@@ -89,10 +93,11 @@ def ask_dense(dense: CircuitModel, prompts: Dataset) -> Lessons:
     return Lessons(prompts, torch.cat(normed), dense.W_U)
 
 
-def answer(model: CircuitModel, part: Dataset) -> Tensor:
-    """Logits at the answer positions, with gradients: (prompt, step, vocab)."""
+def answer(model: CircuitModel, part: Dataset, *, recompute: bool = False) -> Tensor:
+    """Logits at the answer positions, with gradients: (prompt, step, vocab). `recompute` as in `run_to_last`."""
     at = model.place(part.input_ids, part.mask, length=part.length)
-    x = run_to_last(model.steps, model.embed(part.input_ids, at), at, n_last=part.n_steps)
+    x = model.embed(part.input_ids, at)
+    x = run_to_last(model.steps, x, at, n_last=part.n_steps, recompute=recompute)
     return model.unembed(x)
 
 
@@ -129,18 +134,22 @@ LOSSES = {
 
 @dataclass(frozen=True, eq=False)
 class Healer:
-    """How a network is healed: on which prompts, after which teacher, and which prompts say when to stop."""
+    """How a network is healed: on which prompts, after which teacher, and which prompts say when to stop.
+
+    `plan`: how many prompts of a batch go through the network at once.
+    """
 
     lessons: Lessons
     aside: Lessons | None
     teacher: Teacher = "dense"
     ranks: Ranks = SOLO
+    plan: LearningPlan = _ALL_AT_ONCE
 
     def heal(self, model: CircuitModel, *, steps: int, seed: int) -> int:
         """Train the model in place by AdamW, and keep the best of `LOOKS` looks; returns the steps that were done.
 
         A look is at the loss on the prompts kept aside, the first one before any step. Training ends where two looks
-        in a row are worse than the best, or the loss is next to nothing.
+        in a row are no progress, or the loss is next to nothing.
         """
         generator = torch.Generator().manual_seed(seed)
         batches = self.lessons.batches(BATCH, generator)
@@ -155,10 +164,9 @@ class Healer:
                 self._step(model, next(batches), optimizer, parameters)
                 if (step + 1) % every == 0:
                     loss = self._look(model)
+                    since = since + 1 if loss >= (1 - USEFUL) * best else 0
                     if not loss >= best:
-                        best, since, kept = loss, 0, _copy(parameters)
-                    else:
-                        since += 1
+                        best, kept = loss, _copy(parameters)
                     if since == 2 or loss < HARMLESS:
                         break
             with torch.no_grad():
@@ -177,8 +185,9 @@ class Healer:
         n = int(batch.prompts.counted.sum())
         own = batch.take(torch.arange(self.ranks.rank, len(batch), self.ranks.size))
         optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(own, answer(model, own.prompts)) / n
-        loss.backward()
+        for part in own.split(self.plan.chunk):
+            loss = self._loss(part, answer(model, part.prompts, recompute=self.plan.recompute)) / n
+            loss.backward()
         self.ranks.add_up([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()

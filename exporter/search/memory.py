@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from math import prod
 
 import psutil
 import torch
@@ -11,6 +12,7 @@ import torch
 from exporter.errors import InputError
 from exporter.metrics.divergence import count_target_bytes
 from exporter.network.model import CircuitModel
+from exporter.network.step import Sublayer
 from exporter.search.cost import group_by_layer
 
 _NUMBER = 4  # bytes of a float32
@@ -58,6 +60,44 @@ def plan_memory(dense: CircuitModel, n_prompts: int, length: int, limit: int | N
         f"the search needs {(held + each) / 2**20:.0f} MiB beside the model for {n_prompts} prompts, allowed are "
         f"{limit / 2**20:.0f}; raise --memory-limit, or give fewer --selection-prompts"
     )
+
+
+@dataclass(frozen=True)
+class LearningPlan:
+    """Prompts that go through a network at once with gradients; whether activations are computed again for them."""
+
+    chunk: int
+    recompute: bool = False
+
+
+def plan_learning(dense: CircuitModel, most: int, length: int, limit: int | None, *, n_steps: int = 1) -> LearningPlan:
+    """Fit the scores and the healing of a gradual search into `limit` bytes beside the model (default as above).
+
+    most: prompts in a chunk at most. Where two prompts do not fit, activations are computed again, step by step.
+    Raises InputError: not even one prompt fits then.
+    """
+    limit = _find_free(dense.W_U.device) // 2 if limit is None else limit
+    d_vocab, d_model = dense.W_U.shape
+    sizes = [sum(_count_activations(s, length, d_model) for s in step.sublayers) for step in dense.steps]
+    logits = 6 * n_steps * d_vocab
+    whole, by_step = sum(sizes) + logits, max(sizes) + length * d_model * len(sizes) + logits
+    room = (limit - _SPARE_BYTES) // _NUMBER
+    for each, recompute in ((whole, False), (by_step, True)):
+        if room >= each * (1 if recompute else 2):
+            return LearningPlan(min(most, room // each), recompute)
+    raise InputError(
+        f"the search needs {(_NUMBER * by_step + _SPARE_BYTES) / 2**20:.0f} MiB beside the model, allowed are "
+        f"{limit / 2**20:.0f}; raise --memory-limit"
+    )
+
+
+def _count_activations(sublayer: Sublayer, length: int, d_model: int) -> int:
+    """Numbers that a sublayer keeps of one prompt for its gradients: measured with `benchmarks/learning_memory.py`."""
+    site = sublayer.sites[-1]
+    if site.kind == "neurons":
+        return length * (3 * d_model + 6 * len(site.units))
+    width = prod(site.row_shape)
+    return length * (3 * d_model + 8 * width + 3 * len(site.units) * length)
 
 
 def _find_free(device: torch.device) -> int:

@@ -63,7 +63,7 @@ class Ranks:
         """Sum each tensor over all ranks, in place; every rank gives as many, of the same shapes."""
         if self.size == 1 or not tensors:
             return
-        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        flat = torch.cat([tensor.flatten() for tensor in tensors]).to(self.device)
         with _losing_ranks():
             distributed.all_reduce(flat)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):

@@ -109,19 +109,15 @@ class Bounds:
 def read_accuracy(text: str, dense: float) -> float:
     """A bound on accuracy as a share, given the dense model's; raises InputError."""
     require_type("min_accuracy", text, str)
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", text):
-        value = dense * float(match[1]) / 100
-    elif match := re.fullmatch(r"-(\d+(?:\.\d+)?)pt", text):
-        value = dense - float(match[1]) / 100
-    elif re.fullmatch(r"[01]?\.\d+|1", text):
-        value = float(text)
-    else:
-        value = -1.0
-    if not (0 <= value <= 1 and (dense == 0 or value > 0)):
-        raise InputError(
-            f"min_accuracy is {text!r}; give 99% (of the dense model's), -1pt (a point below it), or 0.95 (of prompts)"
-        )
-    return value
+    if (match := re.fullmatch(r"(\d+(?:\.\d+)?)%", text)) and 0 < float(match[1]) <= 100:
+        return dense * float(match[1]) / 100
+    if (match := re.fullmatch(r"-(\d+(?:\.\d+)?)pt", text)) and float(match[1]) < 100:
+        return max(0.0, dense - float(match[1]) / 100)
+    if re.fullmatch(r"0?\.\d+|1(\.0+)?", text) and float(text) > 0:
+        return float(text)
+    raise InputError(
+        f"min_accuracy is {text!r}; give 99% (of the dense model's), -1pt (a point below it), or 0.95 (of prompts)"
+    )
 
 
 def read_parameters(text: str, dense: int) -> int:

@@ -91,7 +91,7 @@ def make_surgery(dense: CircuitModel, state: State, replacements: Replacements) 
                 for name, tensor in sublayer.named_parameters(recurse=False)
                 if name != sublayer.out_bias_name
             }
-    return Surgery(state.circuit, surgery.replacements, {name: edit.detach() for name, edit in edits.items()})
+    return Surgery(state.circuit, surgery.replacements, {name: edit.detach().cpu() for name, edit in edits.items()})
 
 
 def _group_steps(dense: CircuitModel, model: CircuitModel) -> list[list[int]]:
@@ -132,4 +132,5 @@ def _copy(sublayer: Sublayer) -> Sublayer:
 def _spread(constant: Tensor | None, model: CircuitModel) -> Tensor:
     """A constant by position where the network has those, else a vector; zeros for none."""
     shape = (*([] if model.length is None else [model.length]), model.W_E.shape[1])
-    return torch.zeros(shape, dtype=model.W_E.dtype) if constant is None else constant.detach().expand(shape).clone()
+    empty = torch.zeros(shape, dtype=model.W_E.dtype, device=model.W_E.device)
+    return empty if constant is None else empty + constant.detach().to(empty)

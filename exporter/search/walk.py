@@ -8,8 +8,9 @@ FIRST = 0.4  # of the dense model's parameters: what is left after the first cut
 RATIO = 0.65  # of each size to the one before, and where it is small already, or not healed
 RATIO_SMALL, SMALL = 0.75, 0.12
 RATIO_UNHEALED = 0.8
-LEAST = 0.005  # the smallest size that is tried
-NEAREST = 0.97  # of a size: no cut is tried that leaves more of it
+LEAST = 0.01  # the smallest size that is tried, unless a budget asks for a smaller one
+NEAREST = 0.9  # of a size: no cut is tried that leaves more of it
+BOLDER = 2.0  # the power of the ratio after a cut that did no harm
 GENTLER = 2  # how often a gentler cut is tried where one did not keep the budget
 
 
@@ -23,15 +24,18 @@ class Walk:
     best: float | None = None  # the smallest size that kept the budget
     failures: int = 0
 
-    def go_on(self, size: float, *, kept: bool, judged: bool) -> None:
-        """Take in a size that was tried; from one that is not judged yet, the walk goes on whatever it is like."""
+    def go_on(self, size: float, *, kept: bool, judged: bool, harmless: bool = False) -> None:
+        """Take in a size that was tried; from one that is not judged yet, the walk goes on whatever it is like.
+
+        `harmless`: the cut alone left the answers as they were, so that the next one may take more.
+        """
         if kept:
             self.best = size
         if kept or not judged:
             self.base = size
             if size < SMALL:
                 self.ratio = max(self.ratio, RATIO_SMALL)
-            self.target = size * self.ratio
+            self.target = size * self.ratio ** (BOLDER if harmless else 1.0)
             return
         self.failures += 1
         self.ratio = self.ratio**0.5

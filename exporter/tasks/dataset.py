@@ -125,6 +125,13 @@ class Dataset:
             choice_ids=None if choices is None else choices[rows],
         )
 
+    def to(self, device: torch.device | str) -> Dataset:
+        """The prompts on a device; themselves if they are there already."""
+        if self.input_ids.device == torch.device(device):
+            return self
+        moved = [None if t is None else t.to(device) for t in (self.mask, self.choice_ids)]
+        return Dataset(self.input_ids.to(device), self.answer_ids.to(device), *moved)
+
     def split(self, size: int) -> list[Dataset]:
         """The prompts in parts of at most `size`."""
         return [self[start : start + size] for start in range(0, len(self), size)]

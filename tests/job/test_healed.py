@@ -168,9 +168,8 @@ def test_a_latency_that_nothing_keeps_is_refused(model: Path, run: Any, tmp_path
         ({"budget": Budget(max_kl=1.0), "resume": True}, "--resume is not for the gradual search"),
         ({"preset": "deploy", "dtype": "bfloat16"}, "--dtype is not for the gradual search"),
         ({"preset": "paper", "budget": Budget(max_kl=1.0)}, "a budget is not for the greedy search"),
-        ({"heal": "none"}, "--heal is not for the greedy search"),
-        ({"teacher": "labels"}, "--teacher is not for the greedy search"),
-        ({"preset": "deploy", "memory_limit": 10**9}, "--memory-limit is not for the gradual search"),
+        ({"preset": "paper", "heal": "none"}, "--heal is not for the greedy search"),
+        ({"preset": "paper", "teacher": "labels"}, "--teacher is not for the greedy search"),
         (
             {"preset": "deploy", "heal": "none", "teacher": "labels"},
             "--teacher is for healing, and --heal none has none",
