@@ -124,8 +124,8 @@ def load_task(
     if not all(callable(getattr(tokenizer, method, None)) for method in ("encode", "decode")):
         raise InputError(f"tokenizer must have encode and decode, and is {tokenizer!r:.60}; give model.tokenizer")
     take_integer("seed", seed)
-    require_type("sizes", sizes, SplitSizes, type(None))
-    sizes = sizes or default_sizes(name)
+    sizes = default_sizes(name) if sizes is None else sizes
+    require_type("sizes", sizes, SplitSizes)
     require_type("limits", limits, Limits)
     spec = TASKS.get(name)
     choices = {} if spec is None else spec.choices
