@@ -59,8 +59,13 @@ def make_model(
     )
 
 
-def make_prompts(n: int, length: int, *, seed: int = 0, padded: bool = False, steps: int = 1) -> Dataset:
-    """Random prompts with random answers; `padded` makes them differ in length, the longest being first."""
+def make_prompts(
+    n: int, length: int, *, seed: int = 0, padded: bool = False, steps: int = 1, unlabelled: bool = False
+) -> Dataset:
+    """Random prompts with random answers; `padded` makes them differ in length, the longest being first.
+
+    `unlabelled` takes the answers of every other prompt, beginning with the first.
+    """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(VOCAB, (n, length + 1), generator=generator)
     answers = ids[:, None, None, -1].expand(-1, steps, -1).contiguous()  # (prompt, step, 1)
@@ -71,7 +76,11 @@ def make_prompts(n: int, length: int, *, seed: int = 0, padded: bool = False, st
         mask = torch.arange(length) >= n_pad[:, None]
         if steps > 1:
             answers[n // 2 :, 0] = -1  # some have one step less
-    return Dataset(ids[:, :-1].contiguous(), answers if steps > 1 else answers[:, 0], mask=mask)
+    labelled = torch.ones(n, dtype=torch.bool)
+    if unlabelled:
+        labelled[::2] = False
+        answers[~labelled] = -1
+    return Dataset(ids[:, :-1].contiguous(), answers if steps > 1 else answers[:, 0], mask=mask, labelled=labelled)
 
 
 def all_heads(model: LanguageModel) -> tuple[Head, ...]:

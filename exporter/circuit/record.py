@@ -94,20 +94,22 @@ class SizeStep:
 class Learning:
     """How the survivors' weights came to differ from the original's.
 
-    heal: `distil`. teacher: `dense`, `labels` or `both`. prompts: how many were learnt from. steps: of
-    training, over all sizes.
+    heal: `distil`. teacher: `dense`, `labels` or `both`. prompts: how many were learnt from, of which `unlabelled` had
+    no right answer. steps: of training, over all sizes.
     """
 
     heal: str
     teacher: str
     prompts: int
     steps: int
+    unlabelled: int = 0
 
     def __post_init__(self) -> None:
         require_type("heal", self.heal, str)
         require_type("teacher", self.teacher, str)
         take_integer("prompts", self.prompts)
         take_integer("steps", self.steps)
+        take_integer("unlabelled", self.unlabelled)
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,9 @@ class SearchRecord:
         learnt = self.learning
         if learnt is None:
             return "the original's"
+        without = f" ({learnt.unlabelled:,} without a right answer)" if learnt.unlabelled else ""
         return (
-            f"healed, not the original's: {learnt.heal} from {learnt.teacher} on {learnt.prompts:,} prompts, "
+            f"healed, not the original's: {learnt.heal} from {learnt.teacher} on {learnt.prompts:,} prompts{without}, "
             f"{learnt.steps:,} steps"
         )
 

@@ -147,7 +147,9 @@ def render_data_report(report: DataReport) -> RenderableType:
         table.add_row("tokens" if row == 0 else "", bar)
     sets = Sheet("set", "prompts", f"accuracy of {report.model}")
     for name, n in report.sets.items():
-        sets.add_row(name, str(n), _accuracy(report.accuracy[name]))
+        without = f" ({report.unlabelled} without an answer)" if name == "patching" and report.unlabelled else ""
+        measured = report.accuracy.get(name)
+        sets.add_row(name, f"{n}{without}", "" if measured is None else _accuracy(measured))
     verdict = {
         "yes": f"{report.model} can do this task",
         "unclear": f"it is not clear that {report.model} does this task better than guessing",

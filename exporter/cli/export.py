@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from exporter.job.options import Job
     from exporter.search.rules import Budget
 
-LEARNT_FROM, ALL_LINES = 1000, 100_000
-"""Patching prompts of a gradual search where nothing else is said: of a built-in task, and of a file at most."""
+LEARNT_FROM = 1000
+"""Patching prompts of a gradual search for a built-in task where nothing else is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +84,13 @@ class ExportOptions:
     def make_job(self) -> Job:
         """The job that was asked for; raises UsageError for options that do not go together."""
         from exporter.job.options import Job, choose_ablation, is_gradual
-        from exporter.tasks import DEFAULT_SIZES, SplitSizes, is_file_task
+        from exporter.tasks import SplitSizes, default_sizes, is_file_task
 
         assert self.task is not None, "checked before"
         budget = self._read_budget()
-        learnt_from = ALL_LINES if is_file_task(self.task) else LEARNT_FROM
         gradual = self.circuit is None and is_gradual(self.preset, budget, self.alpha)
-        patching = self.patching_prompts or (learnt_from if gradual else DEFAULT_SIZES.patching)
+        learns = gradual and not is_file_task(self.task)
+        patching = self.patching_prompts or (LEARNT_FROM if learns else default_sizes(self.task).patching)
         sizes = SplitSizes(patching=patching, selection=self.selection_prompts, test=self.test_prompts)
         of_the_task = {"template": self.template, "letters": self.letters}
         return Job(

@@ -16,7 +16,7 @@ from exporter.evidence.evaluate import evaluate_dense
 from exporter.loading.load import LanguageModel
 from exporter.metrics.statistics import Accuracy
 from exporter.network.model import CircuitModel
-from exporter.tasks import DEFAULT_SIZES, Example, Limits, SplitSizes, Tokenizer, read_task_file
+from exporter.tasks import FILE_SIZES, Example, Limits, SplitSizes, Tokenizer, read_task_file
 from exporter.tasks.dataset import Dataset
 from exporter.tasks.leaks import sum_up_near
 
@@ -75,9 +75,10 @@ class NearLines:
 class DataReport:
     """What a data file holds, and which of its lines will be used.
 
-    sets: prompts by set. answers: prompts by kind of answer. lengths: prompts by number of tokens. accuracy: the dense
-    model's, by set. repeated: duplicate lines that are left out, each with the line that is used. near: pairs of near-
-    duplicates; near_summary: the same as text. warnings: likely mistakes that are no errors.
+    sets: prompts by set. unlabelled: patching prompts without a right answer. answers: prompts by kind of answer.
+    lengths: prompts by number of tokens. accuracy: the dense model's on the prompts with an answer, by set. repeated:
+    duplicate lines that are left out, each with the line that is used. near: pairs of near-duplicates; near_summary:
+    the same as text. warnings: likely mistakes that are no errors.
     """
 
     path: str
@@ -86,6 +87,7 @@ class DataReport:
     duplicates: int
     unused: int
     sets: dict[str, int]
+    unlabelled: int
     answers: dict[str, int]
     lengths: dict[int, int]
     special_tokens: list[str]
@@ -141,9 +143,7 @@ def describe_doubt(task: str, model: LanguageModel, dataset: Dataset, dense: Acc
     return () if fitness.verdict == "yes" else (doubt,)
 
 
-def check_data(
-    path: str | Path, model: LanguageModel, *, seed: int = 0, sizes: SplitSizes = DEFAULT_SIZES
-) -> DataReport:
+def check_data(path: str | Path, model: LanguageModel, *, seed: int = 0, sizes: SplitSizes = FILE_SIZES) -> DataReport:
     """Read a data file for a model, and measure the model's accuracy on each of its sets.
 
     Raises InputError: the model has no tokenizer. Raises DataFileError: the file has problems; it lists them all.
@@ -152,7 +152,8 @@ def check_data(
     found = read_task_file(path, tokenizer, seed=seed, sizes=sizes, limits=find_limits(dense))
     data = found.data
     sets = {"patching": data.patching, "selection": data.selection, "test": data.test, **data.ood}
-    accuracy = {name: evaluate_dense(dense.answer_logits, dataset) for name, dataset in sets.items()}
+    answered = {name: dataset.take_labelled() for name, dataset in sets.items() if dataset.is_labelled.any()}
+    accuracy = {name: evaluate_dense(dense.answer_logits, dataset) for name, dataset in answered.items()}
     used = [example for examples in found.examples.values() for example in examples]
     return DataReport(
         path=str(path),
@@ -161,6 +162,7 @@ def check_data(
         duplicates=found.duplicates,
         unused=found.unused,
         sets={name: len(dataset) for name, dataset in sets.items()},
+        unlabelled=data.patching.n_unlabelled,
         answers=dict(Counter(_describe_answer(example) for example in used)),
         lengths=dict(sorted(Counter(len(example.input_ids) for example in used).items())),
         special_tokens=_decode(tokenizer, found.special),
@@ -175,6 +177,8 @@ def check_data(
 
 
 def _describe_answer(example: Example) -> str:
+    if not example.is_labelled:
+        return "none"
     if example.choice_ids:
         return f"one of {len(example.choice_ids)} choices"
     if len(example.steps) > 1:

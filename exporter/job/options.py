@@ -12,14 +12,14 @@ from exporter.errors import UsageError
 from exporter.graph.options import Logits, Precision, Scales, Target
 from exporter.search.healing import Heal, Teacher
 from exporter.search.rules import Budget
-from exporter.tasks import DEFAULT_SIZES, SplitSizes, check_task
+from exporter.tasks import SplitSizes, check_task
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "task": (str,),
     "model": (str,),
     "revision": (str, type(None)),
     "alpha": (int, float, type(None)),
-    "sizes": (SplitSizes,),
+    "sizes": (SplitSizes, type(None)),
     "parameters": (dict,),
     **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data"), (bool,)),
 }
@@ -46,14 +46,15 @@ class Job:
     preset: `deploy` is the gradual search under a `budget`, healed as `heal` and `teacher` say, and `paper` the greedy
     one with alpha; None is `paper` where an alpha is given, else `deploy`.
 
-    `task` is a name or a .jsonl or .csv file. `ablation=None` takes means by position, aligned left: in many models
-    the first token's residual differs strongly from the others', and a mean over both loses precision in float32.
-    A `circuit` file has its own ablation. `memory_limit` is in bytes. `device` and `dtype` are the search's; the stages
-    after it compute in float32. `resume` continues from the journal beside the first output. `force` replaces an
-    existing output, and accepts a task file at which the model is no better than chance. `bundle` is a folder to write
-    instead of `out`, or beside it. `with_past` exports a graph with a key-value cache. `logits`, `target`, `precision`,
-    `scales` and `external_data` are those of `GraphOptions`, with the task's answers as `answer_ids`; `vocab` "task"
-    keeps only the embeddings of the task's tokens, and precomputes the shared opening of its prompts.
+    `task` is a name or a .jsonl or .csv file; `sizes` are those of its sets, by default as in `load_task`.
+    `ablation=None` takes means by position, aligned left: in many models the first token's residual differs strongly
+    from the others', and a mean over both loses precision in float32. A `circuit` file has its own. `memory_limit` is
+    in bytes. `device` and `dtype` are the search's; the stages after it compute in float32. `resume` continues from the
+    journal beside the first output. `force` replaces an existing output, and accepts a task file at which the model is
+    no better than chance. `bundle` is a folder to write instead of `out`, or beside it. `with_past` exports a graph
+    with a key-value cache. `logits`, `target`, `precision`, `scales` and `external_data` are those of `GraphOptions`,
+    with the task's answers as `answer_ids`; `vocab` "task" keeps only the embeddings of the task's tokens, and
+    precomputes the shared opening of its prompts.
 
     Raises InputError: a value of a wrong type or none of the choices; UsageError: an unknown task, an alpha that is
     not above 0, output names that do not fit, or options that exclude each other.
@@ -72,7 +73,7 @@ class Job:
     mlps: bool = True
     circuit: Path | None = None
     seed: int = 0
-    sizes: SplitSizes = DEFAULT_SIZES
+    sizes: SplitSizes | None = None
     parameters: dict[str, Any] = field(default_factory=dict)
     memory_limit: int | None = None
     device: str = "cpu"

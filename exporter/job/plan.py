@@ -19,6 +19,7 @@ from exporter.metrics.divergence import ARITHMETIC
 from exporter.outputs.healed import load_surgery
 from exporter.rewrite.surgery import Surgery
 from exporter.runtime.session import has_int8_sums
+from exporter.search.healing import require_labels
 from exporter.search.rules import DEPLOY, AlphaRule, Budget
 from exporter.search.thresholds import Threshold, find_threshold
 from exporter.tasks import TaskData, is_file_task, load_task, name_variant
@@ -223,6 +224,7 @@ def prepare(job: Job) -> Plan:
             f"the task's prompts have {data.test.length} tokens, the model takes {model.dense.max_length}; "
             "choose a model with a longer context"
         )
+    require_labels(data.patching, job.teacher)
     doubts = require_fitness(job.task, model, data.selection, force=job.force) if is_file_task(job.task) else ()
     precision = () if job.dtype == "float32" else (f"the search computed in {job.dtype}",)
     surgery = None if job.circuit is None or record.learning is None else load_surgery(job.circuit, circuit)

@@ -143,14 +143,7 @@ def _take_ends(dataset: Dataset) -> Dataset:
     """A few prompts, padded as in the whole set: the first ones, the longest and the shortest."""
     lengths = torch.ones(len(dataset)) if dataset.mask is None else dataset.mask.sum(dim=1)  # (prompt,)
     chosen = {int(lengths.argmax()), int(lengths.argmin()), *range(min(len(dataset), _MOST_PROMPTS - 2))}
-    rows = torch.tensor(sorted(chosen))
-    mask, choices = dataset.mask, dataset.choice_ids
-    return Dataset(
-        dataset.input_ids[rows],
-        dataset.answer_ids[rows],
-        mask=None if mask is None else mask[rows],
-        choice_ids=None if choices is None else choices[rows],
-    )
+    return dataset.take(torch.tensor(sorted(chosen)))
 
 
 def _count_least(dense: CircuitModel, job: Job) -> int:

@@ -26,7 +26,7 @@ from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import Offer, choose_units
 from exporter.search.cost import count_costs
 from exporter.search.gates import score_units
-from exporter.search.healing import HARMLESS, Healer, Lessons, answer, ask_dense
+from exporter.search.healing import HARMLESS, Healer, Lessons, answer, ask_dense, choose_lessons
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
 from exporter.search.rules import Budget
@@ -91,10 +91,8 @@ class _Search:
         self.size = self.dense.count_parameters()
         self.path: list[SizeStep] = []
         self.selection = ask_dense(self.dense, problem.selection)
-        if problem.normed is None:
-            lessons = ask_dense(self.dense, problem.patching)
-        else:
-            lessons = Lessons(problem.patching, problem.normed.clone(), self.dense.W_U)
+        lessons = ask_dense(self.dense, problem.patching, normed=problem.normed)
+        lessons = choose_lessons(lessons, problem.teacher)
         rows = torch.randperm(len(lessons), generator=self._make_generator())
         n_aside = min(MOST_ASIDE, int(len(lessons) * ASIDE))
         aside = lessons.take(rows[:n_aside]) if n_aside >= LEAST_ASIDE else None
@@ -151,7 +149,8 @@ class _Search:
             surgery = make_surgery(self.dense, best, problem.replacements)
         else:
             surgery = Surgery(best.circuit, select_tables(problem.replacements, best.circuit))
-        learning = Learning(problem.heal, problem.teacher, len(self.lessons), n_steps) if self.heals else None
+        learnt = (len(self.lessons), n_steps, self.lessons.prompts.n_unlabelled)
+        learning = Learning(problem.heal, problem.teacher, *learnt) if self.heals else None
         budget, path = self.budget.to_json(), tuple(self.path)
         return surgery, SearchRecord(order="gradual", kl=judged.kl, budget=budget, path=path, learning=learning)
 
@@ -235,7 +234,9 @@ class _Search:
         """How a model does that gives every prompt what the dense model says on average."""
         parts = self.lessons.split(_CHUNK)
         sums = [(p.log_p.double().exp() * p.prompts.counted[..., None]).sum(0) for p in parts]  # (step, vocab) each
-        log_q = torch.stack(sums).sum(0).clamp(min=1e-300).log()
+        total = torch.stack(sums).sum(0)
+        total = torch.where(total.any(-1, keepdim=True), total, total.sum(0))  # a step that no lesson has
+        log_q = total.clamp(min=1e-300).log()
         return judge(self.selection, lambda part: log_q.expand(len(part), -1, -1))
 
     def _keeps_quality(self, judged: Judgement) -> bool:

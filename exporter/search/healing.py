@@ -2,19 +2,21 @@
 
 The survivors' projections and the constants of the steps are trained; embeddings, norms and unembedding are not. The
 loss is KL(teacher || circuit) at the answer positions, over the whole vocabulary; with labels, the negative log-
-likelihood of the right answers, among the choices where a prompt has some.
+likelihood of the right answers, among the choices where a prompt has some. Each is a mean over the answer positions
+that it is about: those of prompts without a right answer teach nothing but KL.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from exporter.errors import InputError
 from exporter.network.model import CircuitModel
 from exporter.network.step import run_to_last
 from exporter.search.gates import trained
@@ -82,15 +84,36 @@ class Lessons:
             yield from (self.take(rows) for rows in order.split(size) if len(rows) == size)
 
 
+def require_labels(prompts: Dataset, teacher: Teacher) -> None:
+    """Raise InputError where right answers are to be learnt, and no prompt has one."""
+    if teacher != "dense" and prompts.n_unlabelled == len(prompts):
+        raise InputError(
+            f"--teacher {teacher} learns right answers, and none of the {len(prompts)} patching prompts has one; give "
+            "some of them an answer, or take --teacher dense"
+        )
+
+
+def choose_lessons(lessons: Lessons, teacher: Teacher) -> Lessons:
+    """Those that a teacher has something to say of: right answers alone teach nothing about prompts without one.
+
+    Raises InputError where there are none.
+    """
+    require_labels(lessons.prompts, teacher)
+    labelled = lessons.prompts.labelled
+    return lessons if teacher != "labels" or labelled is None else lessons.take(labelled.nonzero()[:, 0])
+
+
 @torch.no_grad()
-def ask_dense(dense: CircuitModel, prompts: Dataset) -> Lessons:
-    """Run the dense model on prompts, once."""
-    normed = []
+def ask_dense(dense: CircuitModel, prompts: Dataset, *, normed: Tensor | None = None) -> Lessons:
+    """Run the dense model on prompts, once; not at all where somebody has its `normed` residuals already."""
+    if normed is not None:
+        return Lessons(prompts, normed.clone(), dense.W_U)
+    found = []
     for part in prompts.split(_CHUNK):
         at = dense.place(part.input_ids, part.mask)
         x = run_to_last(dense.steps, dense.embed(part.input_ids, at), at, n_last=part.n_steps)
-        normed.append(dense.final_norm(x.to(dense.W_U.device)))
-    return Lessons(prompts, torch.cat(normed), dense.W_U)
+        found.append(dense.final_norm(x.to(dense.W_U.device)))
+    return Lessons(prompts, torch.cat(found), dense.W_U)
 
 
 def answer(model: CircuitModel, part: Dataset, *, recompute: bool = False) -> Tensor:
@@ -109,7 +132,7 @@ def kl_from_dense(lessons: Lessons, logits: Tensor) -> Tensor:
 
 
 def label_loss(lessons: Lessons, logits: Tensor) -> Tensor:
-    """-log of the probability of all right answers together, a sum over the answer positions that there are, in nats.
+    """-log of the probability of all right answers together, a sum over the positions where they are known, in nats.
 
     Among the choices where there are some.
     """
@@ -120,16 +143,16 @@ def label_loss(lessons: Lessons, logits: Tensor) -> Tensor:
     else:
         choices = prompts.choice_ids[:, None].expand(-1, logits.shape[1], -1)  # (prompt, step, choice)
         total = logits.gather(-1, choices.clamp(min=0)).masked_fill(choices < 0, -torch.inf).logsumexp(-1)
-    loss = torch.where(prompts.counted, total - right.logsumexp(-1), 0.0)
-    return loss.sum()
+    known = prompts.known
+    return (total[known] - right.logsumexp(-1)[known]).sum()
 
 
-LOSSES = {
-    "dense": (kl_from_dense,),
-    "labels": (label_loss,),
-    "both": (kl_from_dense, label_loss),
+LOSSES: dict[Teacher, tuple[tuple[Callable[[Lessons, Tensor], Tensor], Callable[[Dataset], Tensor]], ...]] = {
+    "dense": ((kl_from_dense, lambda prompts: prompts.counted),),
+    "labels": ((label_loss, lambda prompts: prompts.known),),
+    "both": ((kl_from_dense, lambda prompts: prompts.counted), (label_loss, lambda prompts: prompts.known)),
 }
-"""What each teacher's loss is a sum of."""
+"""What each teacher's loss is a sum of, and which answer positions each part is a mean over."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,12 +205,11 @@ class Healer:
         parameters: list[torch.nn.Parameter],
     ) -> None:
         """One step: each rank takes its share of the batch, and gradients are summed."""
-        n = int(batch.prompts.counted.sum())
         own = batch.take(torch.arange(self.ranks.rank, len(batch), self.ranks.size))
         optimizer.zero_grad(set_to_none=True)
         for part in own.split(self.plan.chunk):
-            loss = self._loss(part, answer(model, part.prompts, recompute=self.plan.recompute)) / n
-            loss.backward()
+            logits = answer(model, part.prompts, recompute=self.plan.recompute)
+            self._loss(part, logits, batch.prompts).backward()
         self.ranks.add_up([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
@@ -197,12 +219,13 @@ class Healer:
         """The mean loss on the prompts kept aside, in nats; without any, each look is better than the last."""
         if self.aside is None:
             return math.nan
-        parts = self.aside.split(_CHUNK)
-        total = sum(float(self._loss(part, answer(model, part.prompts))) for part in parts)
-        return total / int(self.aside.prompts.counted.sum())
+        whole, parts = self.aside.prompts, self.aside.split(_CHUNK)
+        return sum(float(self._loss(part, answer(model, part.prompts), whole)) for part in parts)
 
-    def _loss(self, lessons: Lessons, logits: Tensor) -> Tensor:
-        return torch.stack([loss(lessons, logits) for loss in LOSSES[self.teacher]]).sum()
+    def _loss(self, lessons: Lessons, logits: Tensor, whole: Dataset) -> Tensor:
+        """What some lessons add to the mean loss of the `whole` that they are a part of."""
+        parts = [loss(lessons, logits) / max(1, int(count(whole).sum())) for loss, count in LOSSES[self.teacher]]
+        return torch.stack(parts).sum()
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -13,13 +13,14 @@ from exporter.errors import InputError, UsageError
 from exporter.tasks import acronym, greater_than, ioi
 from exporter.tasks.encoding import Example
 from exporter.tasks.file import is_file_task, read_task_file
-from exporter.tasks.lines import DataFileError, MissingFileError, hash_data_file
+from exporter.tasks.lines import MOST_LINES, DataFileError, MissingFileError, hash_data_file
 from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, TaskSpec
 from exporter.tasks.tokenizer import Tokenizer
 
 __all__ = [
     "DEFAULT_SIZES",
     "EXAMPLES",
+    "FILE_SIZES",
     "NO_LIMITS",
     "TASKS",
     "DataFileError",
@@ -30,6 +31,7 @@ __all__ = [
     "TaskSpec",
     "Tokenizer",
     "check_task",
+    "default_sizes",
     "is_file_task",
     "list_tasks",
     "load_task",
@@ -39,6 +41,8 @@ __all__ = [
 ]
 
 DEFAULT_SIZES = SplitSizes()
+FILE_SIZES = SplitSizes(patching=MOST_LINES)
+"""Of a file, all patching lines are used where nothing else is said."""
 
 TASKS = {
     "acronym": TaskSpec(
@@ -103,13 +107,14 @@ def load_task(
     tokenizer: Tokenizer,
     *,
     seed: int = 0,
-    sizes: SplitSizes = DEFAULT_SIZES,
+    sizes: SplitSizes | None = None,
     limits: Limits = NO_LIMITS,
     **parameters: Any,
 ) -> TaskData:
     """Build the sets of a task, by its name or from a .jsonl or .csv file.
 
-    The same arguments give the same prompts in every process. `limits` are the model's: lines of a file are held
+    `sizes` are DEFAULT_SIZES where none are given, and FILE_SIZES of a file. The same arguments give the same prompts
+    in every process. `limits` are the model's: lines of a file are held
     against them. Raises UsageError for an unknown task or parameter, InputError when the tokenizer cannot express
     the task or has too few prompts for the sizes, and for a file with anything wrong in it.
     """
@@ -119,6 +124,7 @@ def load_task(
     if not all(callable(getattr(tokenizer, method, None)) for method in ("encode", "decode")):
         raise InputError(f"tokenizer must have encode and decode, and is {tokenizer!r:.60}; give model.tokenizer")
     take_integer("seed", seed)
+    sizes = default_sizes(name) if sizes is None else sizes
     require_type("sizes", sizes, SplitSizes)
     require_type("limits", limits, Limits)
     spec = TASKS.get(name)
@@ -133,6 +139,11 @@ def load_task(
     if spec is None:
         return read_task_file(name, tokenizer, seed=seed, sizes=sizes, limits=limits).data
     return spec.build(tokenizer, seed=seed, sizes=sizes, **parameters)
+
+
+def default_sizes(task: str) -> SplitSizes:
+    """The sizes of a task's sets where nothing is said."""
+    return FILE_SIZES if is_file_task(task) else DEFAULT_SIZES
 
 
 def rebuild_task(

@@ -26,18 +26,21 @@ class Dataset:
     none; step s of S is predicted at position pos - S + s, and a prompt with fewer steps leaves its first
     ones empty. mask: (prompt, pos) bool, False at padding, which stands on the left; None without padding.
     choice_ids: (prompt, choice) int64, -1 where there is none: where given, the answer is chosen among
-    them and not from the whole vocabulary. Raises InputError when shapes or values do not fit.
+    them and not from the whole vocabulary. labelled: (prompt,) bool, False where nobody knows the right
+    answer, and answer_ids has none: such a prompt has one answer position, the last, and may go without
+    choices; None where all answers are known. Raises InputError when shapes or values do not fit.
     """
 
     input_ids: Tensor
     answer_ids: Tensor
     mask: Tensor | None = None
     choice_ids: Tensor | None = None
+    labelled: Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in ("input_ids", "answer_ids"):
             require_type(name, getattr(self, name), Tensor)
-        for name in ("mask", "choice_ids"):
+        for name in ("mask", "choice_ids", "labelled"):
             require_type(name, getattr(self, name), Tensor, type(None))
         ids, answers = self.input_ids, self.answer_ids
         if ids.ndim != 2 or 0 in ids.shape:
@@ -53,16 +56,14 @@ class Dataset:
             object.__setattr__(self, "answer_ids", answers[:, None])  # (prompt, 1)
         if self.n_steps > self.length:
             raise InputError(f"{self.n_steps} answer positions do not fit into prompts of {self.length} tokens")
+        if self.labelled is not None:
+            self._check_labelled(self.labelled)
         if min(ids.min(), answers.min() + 1) < 0 or not self.counted[:, -1].all():
             raise InputError("token ids start at 0 (-1: no answer), and each prompt needs at least one answer")
         if self.mask is not None:
             self._check_mask(self.mask)
-        if self.choice_ids is not None and (
-            self.choice_ids.ndim != 2 or len(self.choice_ids) != len(ids) or self.choice_ids.dtype != torch.int64
-        ):
-            raise InputError(f"choice_ids must be (prompt, choice) int64, not {tuple(self.choice_ids.shape)}")
-        if self.choice_ids is not None and (self.choice_ids.numel() == 0 or self.choice_ids.max(dim=1)[0].min() < 0):
-            raise InputError("choice_ids has no choice for some prompts; give each some, or leave choice_ids out")
+        if self.choice_ids is not None:
+            self._check_choices(self.choice_ids)
 
     def _check_mask(self, mask: Tensor) -> None:
         if mask.shape != self.input_ids.shape or mask.dtype != torch.bool:
@@ -71,6 +72,20 @@ class Dataset:
             raise InputError("padding must stand on the left of each prompt, and leave at least one token")
         if mask.all():
             object.__setattr__(self, "mask", None)
+
+    def _check_choices(self, choices: Tensor) -> None:
+        if choices.ndim != 2 or len(choices) != len(self) or choices.dtype != torch.int64:
+            raise InputError(f"choice_ids must be (prompt, choice) int64, not {tuple(choices.shape)}")
+        if choices.numel() == 0 or not ((choices >= 0).any(dim=1) | ~self.is_labelled).all():
+            raise InputError("choice_ids has no choice for some prompts; give each some, or leave choice_ids out")
+
+    def _check_labelled(self, labelled: Tensor) -> None:
+        if labelled.shape != (len(self),) or labelled.dtype != torch.bool:
+            raise InputError(f"labelled must be bool and ({len(self)},), not {tuple(labelled.shape)}")
+        if self.known[~labelled].any():
+            raise InputError("answer_ids has answers of prompts that are not labelled; put -1 there, or label them")
+        if labelled.all():
+            object.__setattr__(self, "labelled", None)
 
     def require_known(self, n_tokens: int) -> None:
         """Raise InputError where a prompt, an answer or a choice has a token that a model of so many does not know."""
@@ -98,9 +113,31 @@ class Dataset:
         return self.answer_ids if self.answer_ids.ndim == 3 else self.answer_ids[:, None]
 
     @property
-    def counted(self) -> Tensor:
-        """Which of the answer positions each prompt has: (prompt, step) bool."""
+    def known(self) -> Tensor:
+        """At which of the answer positions a right token is known: (prompt, step) bool."""
         return (self.steps >= 0).any(dim=-1)
+
+    @property
+    def counted(self) -> Tensor:
+        """Which of the answer positions each prompt has, its answer being known or not: (prompt, step) bool."""
+        if self.labelled is None:
+            return self.known
+        is_last = torch.arange(self.n_steps) == self.n_steps - 1
+        return self.known | (~self.labelled[:, None] & is_last)
+
+    @property
+    def is_labelled(self) -> Tensor:
+        """Which prompts have a right answer: (prompt,) bool."""
+        return (
+            torch.ones(len(self), dtype=torch.bool, device=self.input_ids.device)
+            if self.labelled is None
+            else self.labelled
+        )
+
+    @property
+    def n_unlabelled(self) -> int:
+        """How many prompts have no right answer."""
+        return int((~self.is_labelled).sum())
 
     def count_shared_positions(self) -> int:
         """How many positions open every prompt alike; an answer position is never among them."""
@@ -116,20 +153,26 @@ class Dataset:
         """The prompts of some rows, (prompt,) int64, in their order, as a copy."""
         return self._select(rows)
 
+    def take_labelled(self) -> Dataset:
+        """The prompts whose right answer is known. Raises InputError where there is none."""
+        return self.take(self.is_labelled.nonzero()[:, 0])
+
     def _select(self, rows: slice | Tensor) -> Dataset:
-        mask, choices = self.mask, self.choice_ids
+        mask, choices, labelled = self.mask, self.choice_ids, self.labelled
         return Dataset(
             self.input_ids[rows],
             self.answer_ids[rows],
             mask=None if mask is None else mask[rows],
             choice_ids=None if choices is None else choices[rows],
+            labelled=None if labelled is None else labelled[rows],
         )
 
     def to(self, device: torch.device | str) -> Dataset:
         """The prompts on a device; themselves if they are there already."""
         if self.input_ids.device == torch.device(device):
             return self
-        moved = [None if t is None else t.to(device) for t in (self.mask, self.choice_ids)]
+        others = (self.mask, self.choice_ids, self.labelled)
+        moved = [None if tensor is None else tensor.to(device) for tensor in others]
         return Dataset(self.input_ids.to(device), self.answer_ids.to(device), *moved)
 
     def split(self, size: int) -> list[Dataset]:
@@ -145,10 +188,19 @@ class Dataset:
             return logits.argmax(-1)
         choices = self.choice_ids[:, None].expand(-1, logits.shape[1], -1)  # (prompt, step, choice)
         among = logits.gather(-1, choices.clamp(min=0)).masked_fill(choices < 0, -torch.inf)
-        return choices.gather(-1, among.argmax(-1, keepdim=True))[..., 0]  # (prompt, step)
+        chosen = choices.gather(-1, among.argmax(-1, keepdim=True))[..., 0]  # (prompt, step)
+        return torch.where(chosen < 0, logits.argmax(-1), chosen)  # a prompt without answer may have no choices
 
     def is_answer(self, token_ids: Tensor) -> Tensor:
-        """Whether each prompt's predicted tokens, (prompt,) or (prompt, step), are all right; (prompt,) bool."""
+        """Whether each prompt's predicted tokens, (prompt,) or (prompt, step), are all right; (prompt,) bool.
+
+        Raises InputError where the right answer of some prompt is not known.
+        """
+        if self.labelled is not None:
+            raise InputError(
+                f"{self.n_unlabelled} of {len(self)} prompts have no right answer, and accuracy needs one of each; "
+                "give their answers, or leave them out"
+            )
         right = (self.steps == token_ids.view(len(self), -1, 1)).any(dim=-1)  # (prompt, step)
         return (right | ~self.counted).all(dim=1)
 

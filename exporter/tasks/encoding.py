@@ -25,13 +25,19 @@ Ids = tuple[int, ...]
 class Example:
     """One line as token ids. `prompt_ids` begin with the tokenizer's own special tokens, if it puts any.
 
-    `steps` are the right tokens at each answer position; more than one alternative goes with one step only.
+    `steps` are the right tokens at each answer position; more than one alternative goes with one step only. A line
+    without an answer has one position, and no right token there.
     """
 
     record: Record
     prompt_ids: Ids
     steps: tuple[Ids, ...]
     choice_ids: Ids = ()
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether there is a right answer."""
+        return self.steps != ((),)
 
     @property
     def input_ids(self) -> Ids:
@@ -97,18 +103,18 @@ class Encoder:
         example = Example(
             record,
             prompt if isinstance(record.prompt, tuple) else self.lead + prompt,
-            (tuple(ids[0] for ids in answers),) if why else tuple((token,) for token in answers[0]),
+            (tuple(ids[0] for ids in answers),) if why or not answers else tuple((token,) for token in answers[0]),
             choice_ids,
         )
         self._check_limits(example)
-        self._doubt(record, prompt, answers[0])
+        self._doubt(record, prompt, answers)
         return example
 
     def describe_doubts(self) -> list[str]:
         """What there is to warn of in the lines so far."""
         return self.doubts.describe("".join(str(self._tokenizer.decode([token])) for token in self.lead))
 
-    def _doubt(self, record: Record, prompt: Ids, answer: Ids) -> None:
+    def _doubt(self, record: Record, prompt: Ids, answers: Sequence[Ids]) -> None:
         """Note what is read as it stands, but likely not meant."""
         if not isinstance(record.prompt, str):
             return
@@ -116,8 +122,8 @@ class Encoder:
             self.doubts.double_lead.append(record.line)
         if self._is_unknown(record.prompt, prompt):
             self.doubts.unknown.append(record.line)
-        text = record.answers[0]
-        if isinstance(text, tuple) or len(answer) > 1 or len(text) < 2 or not text.isalpha():
+        text = record.answers[0] if answers else ()
+        if isinstance(text, tuple) or len(answers[0]) > 1 or len(text) < 2 or not text.isalpha():
             return
         if _is_glued(record.prompt, text) and len(self._read_behind(record.prompt, prompt, f" {text}")) == 1:
             self.doubts.first_glued = self.doubts.first_glued or text

@@ -19,7 +19,7 @@ from exporter.tasks.encoding import Encoder, Example, Ids
 from exporter.tasks.leaks import Near, describe_leaks, find_near, refuse_leaks, sum_up_leaks
 from exporter.tasks.lines import SUFFIXES, DataFileError, LineError, Problem
 from exporter.tasks.records import Record, read_records
-from exporter.tasks.splits import check_classes, cut_sets, drop_duplicates
+from exporter.tasks.splits import check_classes, cut_sets, describe_unlabelled, describe_unused, drop_duplicates
 from exporter.tasks.task import MOST_READINGS, NO_LIMITS, Limits, SplitSizes, TaskData
 from exporter.tasks.tokenizer import Tokenizer
 from exporter.tasks.twins import find_twins
@@ -63,8 +63,9 @@ def read_task_file(
     """Read a data file into sets of at most these sizes.
 
     Lines with a split go there; the others are shuffled by the seed and cut into patching, selection and
-    test, a quarter, a quarter and half of them where they are too few, lines that are alike into one. Raises
-    DataFileError, also where lines put what is the same to the model into two sets.
+    test, a quarter, a quarter and half of them where they are too few, lines that are alike into one; those
+    without an answer all go to patching. Raises DataFileError, also where lines put what is the same to the
+    model into two sets.
     """
     records, problems, sha256 = read_records(path)
     encoder = Encoder(tokenizer, limits)
@@ -76,11 +77,16 @@ def read_task_file(
     check_classes(path, distinct)
     sets = cut_sets(path, distinct, twins, seed, sizes)
     near = find_near(distinct, twins, sets)
-    doubts = (*encoder.describe_doubts(), *describe_odd_characters(tokenizer, records))
+    doubts = (
+        *encoder.describe_doubts(),
+        *describe_odd_characters(tokenizer, records),
+        *describe_unlabelled(distinct),
+    )
+    notes = (*doubts, *describe_unused(distinct, sets), *sum_up_leaks(near))
     parameters = {"path": str(path), "sha256": sha256, "seed": seed, "sizes": asdict(sizes)}
     special = {"special_ids": list(encoder.lead), "pad_id": pad}
     return FileTask(
-        data=_stack_task(Path(path).name, sets, parameters, special, notes=(*doubts, *sum_up_leaks(near))),
+        data=_stack_task(Path(path).name, sets, parameters, special, notes=notes),
         examples={name.removeprefix("ood:"): rows for name, rows in sets.items()},
         lines=len(examples),
         repeated=repeated,
@@ -162,6 +168,7 @@ def stack_examples(sets: Mapping[str, Sequence[Example]], pad: int) -> dict[str,
             steps if n_steps > 1 else steps[:, 0],
             torch.arange(length) >= length - lengths[:, None],  # (prompt, pos)
             torch.tensor([_fill(e.choice_ids, n_choices) for e in examples]) if n_choices else None,
+            torch.tensor([e.is_labelled for e in examples]),
         )
 
     return {name: stack(examples) for name, examples in sets.items()}

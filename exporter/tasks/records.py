@@ -35,7 +35,10 @@ Text = str | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Record:
-    """One line or row as its user meant it: `answers` are all right ones, the first being *the* answer."""
+    """One line or row as its user meant it: `answers` are all right ones, the first being *the* answer.
+
+    A line of the patching set may have none, and so may one that names no set: it then belongs there.
+    """
 
     place: Place
     prompt: Text
@@ -76,10 +79,7 @@ def _parse_fields(place: Place, fields: Mapping[str, Any]) -> Record:
         if name not in FIELDS:
             raise LineError(unknown_field(name))
     prompt = _read_either(place, fields, "prompt")
-    several = _read_texts(place, fields, "answers")
-    alone = several and not {"answer", "answer_ids"} & fields.keys()
-    answer = several[0] if alone else _read_either(place, fields, "answer")
-    answers = (answer, *(other for other in several if other != answer))
+    answers = _read_answers(place, fields)
     choices, distractors = (_read_texts(place, fields, name) for name in ("choices", "distractors"))
     if choices and distractors:
         raise LineError("both choices and distractors; give one of them (choices = answers + distractors)")
@@ -94,9 +94,33 @@ def _parse_fields(place: Place, fields: Mapping[str, Any]) -> Record:
     for distractor in distractors:
         if distractor in answers:
             raise LineError(f"the distractor {show_text(distractor)} is also an answer; take it out of one of them")
-    if (choices or distractors) and not isinstance(answers[0], str):
+    if (choices or distractors) and answers and not isinstance(answers[0], str):
         raise LineError("answer_ids do not go with choices or distractors; give the answer as text")
     return Record(place, prompt, answers, choices, distractors, _read_split(fields))
+
+
+def _read_answers(place: Place, fields: Mapping[str, Any]) -> tuple[Text, ...]:
+    """All right answers, the first being the answer; none of a patching line that has none."""
+    several = _read_texts(place, fields, "answers")
+    if not {"answer", "answer_ids"} & fields.keys():
+        if not several:
+            _check_unlabelled(place, fields)
+        return several
+    answer = _read_either(place, fields, "answer")
+    return (answer, *(other for other in several if other != answer))
+
+
+def _check_unlabelled(place: Place, fields: Mapping[str, Any]) -> None:
+    """Raise LineError for a line without an answer that needs one."""
+    split = _read_split(fields)
+    if split not in (None, "patching"):
+        name = split.removeprefix("ood:")
+        raise LineError(
+            f"no 'answer': the set {name} needs one, and only patching {place.noun}s may go without; give it, or take "
+            f"the {place.noun} out"
+        )
+    if "distractors" in fields:
+        raise LineError("distractors, but no 'answer'; give the answer, too, or all choices, or neither")
 
 
 def _read_either(place: Place, fields: Mapping[str, Any], name: str) -> Text:

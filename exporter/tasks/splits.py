@@ -1,11 +1,13 @@
 """Which line of a data file goes into which set. No prompt is in two of them: that would be a leak.
 
-Lines that are alike (see `twins`) are cut as one, unless their user named the sets.
+Lines that are alike (see `twins`) are cut as one, unless their user named the sets. Lines without an answer are
+patching lines.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -23,16 +25,18 @@ FEWEST_PROMPTS = 8
 def drop_duplicates(
     path: str | Path, examples: Sequence[Example]
 ) -> tuple[list[Example], list[tuple[Example, Example]]]:
-    """Each prompt of a set once, and the repeated lines, each with the line that stays.
+    """Each prompt of a set once, and the repeated lines, each with the line that stays: one with an answer, if any.
 
     Raises DataFileError where a repeated prompt has other answers or choices.
     """
     first: dict[tuple[Ids, str | None], Example] = {}
-    kept, dropped, problems = [], [], []
-    for example in examples:
+    dropped, problems = [], []
+    for example in sorted(examples, key=lambda example: not example.is_labelled):
         earlier = first.setdefault((example.prompt_ids, example.record.split), example)
         if earlier is example:
-            kept.append(example)
+            continue
+        if not example.is_labelled:
+            dropped.append((example, earlier))
         elif (earlier.steps, set(earlier.choice_ids)) != (example.steps, set(example.choice_ids)):
             message = f"the prompt of {earlier.record.place} again, with another answer or other choices"
             one = f'keep one {earlier.record.place.noun}, with all right answers in "answers"'
@@ -41,18 +45,25 @@ def drop_duplicates(
             dropped.append((example, earlier))
     if problems:
         raise DataFileError(path, problems)
-    return kept, dropped
+    stay = {example.record.place for example in first.values()}
+    return [example for example in examples if example.record.place in stay], dropped
 
 
 def check_classes(path: str | Path, examples: Sequence[Example]) -> None:
-    """Raise DataFileError where only some lines have choices, or where all answers of a set are the same."""
+    """Raise DataFileError where only some lines have choices, or where all answers of a set are the same.
+
+    Lines without an answer may do without choices, too.
+    """
     choosing = [example for example in examples if example.choice_ids]
-    if choosing and len(choosing) < len(examples):
-        place = next(example.record.place for example in examples if not example.choice_ids)
+    answered = [example for example in examples if example.is_labelled]
+    open_sets = {example.record.split for example in examples if not example.is_labelled}
+    lacking = [example for example in answered if not example.choice_ids]
+    if choosing and lacking:
+        place = lacking[0].record.place
         message = f"no choices, but {choosing[0].record.place} has some; give them to every {place.noun}, or to none"
         refuse_file(path, message, place)
-    groups: dict[str, Sequence[Example]] = {"file": examples}
-    groups |= {f"set {name}": [e for e in examples if e.record.split == name] for name in SETS}
+    groups: dict[str, Sequence[Example]] = {"file": answered}
+    groups |= {f"set {name}": [e for e in answered if e.record.split == name] for name in SETS if name not in open_sets}
     for name, group in groups.items():
         if len(group) > 1 and len({example.steps for example in group}) == 1:
             answer, noun = group[0].record.answers[0], group[0].record.place.noun
@@ -88,6 +99,31 @@ def cut_sets(
     return {name: [examples[row] for row in rows] for name, rows in sets.items()}
 
 
+def describe_unlabelled(examples: Sequence[Example]) -> list[str]:
+    """A note on lines that are patching lines because they have no answer, and not because their user said so."""
+    places = [e.record.place for e in examples if e.record.split is None and not e.is_labelled]
+    if not places:
+        return []
+    has = "has" if len(places) == 1 else "have"
+    return [f"{list_places(places)} {has} no answer: used for patching alone, with the dense model as the teacher"]
+
+
+def describe_unused(examples: Sequence[Example], sets: Mapping[str, Sequence[Example]]) -> list[str]:
+    """A note on each set that takes fewer lines than the file has for it."""
+    given, notes = Counter(example.record.split for example in examples), []
+    for name, rows in sets.items():
+        if len(rows) < given[name]:
+            more = f"; --{name}-prompts takes more" if name in SETS else ""
+            notes.append(f"of {given[name]:,} lines of the set {name}, {len(rows):,} are used{more}")
+    n_free = given[None]
+    used = sum(example.record.split is None for rows in sets.values() for example in rows)
+    if used < n_free:
+        sizes = ", ".join(f"{name} {len(sets[name]):,}" for name in SETS)
+        more = "--selection-prompts and --test-prompts take more"
+        notes.append(f"of {n_free:,} lines {used:,} are used ({sizes}); {more}, or give each line its split")
+    return notes
+
+
 def _cut_free(
     path: str | Path,
     examples: Sequence[Example],
@@ -98,10 +134,13 @@ def _cut_free(
 ) -> dict[str, list[int]]:
     """Cut rows, in an order that the seed decided, so that those which are alike stay together.
 
+    Rows without an answer, and what is like them, go to patching beside its share of the others.
+
     Where the sets would be too small otherwise, chains such as `1 2` -> ` 3`, `1 2 3` -> ` 4` are cut apart, and
     `leaks` warns of them.
     """
     free = set(order)
+    answered = [row for row in order if examples[row].is_labelled]
     groups: list[list[int]] = []
     sets: dict[str, list[int]] = {}
     for kinds in (("ids", "text", "answer"), ("ids", "text")):
@@ -110,13 +149,18 @@ def _cut_free(
         by_root: dict[int, list[int]] = {}
         for row in order:
             by_root.setdefault(root[row], []).append(row)
-        groups = list(by_root.values())
+        unlabelled = {root[row] for row in free if not examples[row].is_labelled}
+        groups = [group for first, group in by_root.items() if first not in unlabelled]
+        beside = [row for row in order if root[row] in unlabelled]
+        least = {**fewest, "patching": max(0, fewest["patching"] - len(beside))}
         for level in (False, True):
-            sets = allot_groups(groups, wanted, fewest, level=level)
+            sets = allot_groups(groups, wanted, least, level=level)
+            sets["patching"] = [*sets["patching"], *beside][: wanted["patching"]]
             if all(len(sets[name]) >= fewest[name] for name in SETS):
                 return sets
     name = next(name for name in SETS if len(sets[name]) < fewest[name])
-    message = f"the {name} set needs at least {fewest[name]} prompts, {len(order)} different prompts give it"
+    prompts = "different prompts" + ("" if len(answered) == len(order) else " with an answer")
+    message = f"the {name} set needs at least {fewest[name]} prompts, {len(answered)} {prompts} give it"
     most = max(groups, key=len) if groups else []
     largest = [examples[row].record.place for row in sorted(most)]
     if len(largest) < 2:

@@ -117,7 +117,8 @@ def _look_up(
 
 def _read_texts(example: Example, tokenizer: Tokenizer, n_lead: int, special: Collection[int]) -> tuple[str, str]:
     """The prompt's text without special tokens before it, and that with the answer behind it."""
-    prompt, answer, ids = example.record.prompt, example.record.answers[0], example.prompt_ids
+    prompt, ids = example.record.prompt, example.prompt_ids
+    answer = example.record.answers[0] if example.is_labelled else ""
     start = next((index for index, token in enumerate(ids) if token not in special), 0)
     is_text = isinstance(prompt, str) and start == n_lead
     text = prompt if isinstance(prompt, str) and is_text else str(tokenizer.decode(list(ids[start:])))

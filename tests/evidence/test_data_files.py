@@ -94,8 +94,8 @@ BAD_TABLES: dict[str, tuple[str, str]] = {
     "no header": (ROWS, "row 1: no column 'prompt' in 'The number after 0 is, 1'; the first line names the columns"),
     "JSON lines": (LINE, r"row 1: this is JSON and no table; name the file .jsonl"),
     "an empty cell": (
-        HEAD + ROWS + "The last,\n",
-        "row 5: no 'answer': the cell is empty; fill it, or take the row out",
+        HEAD + ROWS + ", 1\n",
+        "row 5: no 'prompt': the cell is empty; fill it, or take the row out",
     ),
     "a blank cell": (HEAD + "The first,  \n", "row 2: answer is empty; give a text, or take the row out"),
     "a header alone": (HEAD, "the file holds no row with data; write one for each prompt under the first line"),

@@ -46,13 +46,13 @@ def draw_circuit(data: st.DataObject, state: State) -> Circuit:
 
 @pytest.mark.parametrize("family", VARIANTS)
 @settings(max_examples=examples(20))
-@given(data=st.data(), padded=st.booleans(), steps=st.integers(1, 2), ablation=ablations())
+@given(data=st.data(), padded=st.booleans(), steps=st.integers(1, 2), unlabelled=st.booleans(), ablation=ablations())
 def test_the_network_is_its_surgery(
-    family: str, data: st.DataObject, padded: bool, steps: int, ablation: Ablation
+    family: str, data: st.DataObject, padded: bool, steps: int, unlabelled: bool, ablation: Ablation
 ) -> None:
     """Cut twice and trained, it gives the logits of the Hugging Face model with hooks and edits, and rewritten."""
     model = data.draw(models((family,)))
-    prompts = make_prompts(12, 5, seed=1, padded=padded, steps=steps)
+    prompts = make_prompts(12, 5, seed=1, padded=padded, steps=steps, unlabelled=unlabelled)
     before = {name: tensor.clone() for name, tensor in model.hf.state_dict().items()}
     layers = {sublayer.layer for sublayer in model.dense.sublayers()}
     dense_tables = compute_replacements(model.dense, prompts, ablation=ablation, neurons=layers)

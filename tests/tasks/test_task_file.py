@@ -88,8 +88,11 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "huge number": (put(2, '{"prompt_ids": [' + "9" * 5000 + '], "answer": " a"}'), "line 2: .*a number too long"),
     "half a character": (put(2, '{"prompt": "\\ud83d", "answer": " a"}'), "line 2: prompt holds half of a surrogate"),
     "no prompt": (change(6, drop="prompt"), "line 6: no 'prompt'; write one object per line, such as"),
-    "no answer": (change(6, drop="answer"), "line 6: no 'answer'; write one object per line, such as"),
-    "null answer": (change(6, answer=None), "line 6: no 'answer'"),
+    "no answer": (
+        change(6, drop="answer", split="test"),
+        "line 6: no 'answer': the set test needs one, and only patching lines may go without; give it, or",
+    ),
+    "null answer": (change(6, answer=None, split="ood:far"), "line 6: no 'answer': the set far needs one"),
     "unknown field": (change(6, answr=" 7"), "line 6: unknown field 'answr'; did you mean 'answer'"),
     "strange field": (change(6, colour="red"), "line 6: unknown field 'colour'; known are prompt, answer"),
     "empty prompt": (change(8, prompt=" "), "line 8: prompt is empty; give a text, or take the line out"),
@@ -205,7 +208,10 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
         "row 2: 3 cells under 2 columns; put cells with a comma",
     ),
     "open quote.csv": (HEAD + b'"The number, 5\n' + ROWS, "row 2: not CSV: .*close every quote"),
-    "empty cell.csv": (HEAD + ROWS + b"The number is,\n", "row 42: no 'answer'"),
+    "empty cell.csv": (
+        b"prompt,answer,split\nThe number is,,selection\n",
+        "row 2: no 'answer': the set selection needs one, and only patching rows may go without; give it, or",
+    ),
     "ids that are words.csv": (b"prompt_ids,answer\nx y, 5\n", "row 2: prompt_ids is 'x y'; give token ids, such as"),
     "a broken list.csv": (b'prompt,answers\na,"[1"\n', r"row 2: answers is '\[1', which is no JSON list; write a\|b"),
     "another ending.json": (to_text(number_lines()), "its name must end in .jsonl or .csv, not in '.json'; save it"),
@@ -409,7 +415,7 @@ def test_prompts_of_one_length_have_no_mask(write: Callable[..., str], bundled: 
 
 
 def test_all_problems_are_found_at_once(write: Callable[..., str], run: Run, make_checkpoint: Any) -> None:
-    lines = [*number_lines(), "x", {"prompt": "a"}, {"prompt": "a ", "answer": "b"}]
+    lines = [*number_lines(), "x", {"answer": "a"}, {"prompt": "a ", "answer": "b"}]
     with pytest.raises(DataFileError, match=r"line 41: not JSON .*2 more problems: export-") as caught:
         load_task(write(lines), load_model(make_checkpoint()).tokenizer)
     assert [problem.line for problem in caught.value.problems] == [41, 42, 43]

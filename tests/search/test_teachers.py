@@ -1,0 +1,117 @@
+"""Searches that learn from prompts without a right answer: what they learn from them, and what they do not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny import make_model, make_prompts
+
+from exporter.circuit import Ablation, Learning, SearchRecord
+from exporter.errors import InputError
+from exporter.loading.load import LanguageModel
+from exporter.rewrite.replacements import compute_replacements
+from exporter.rewrite.surgery import Surgery
+from exporter.search import gradual
+from exporter.search.find import search_circuit, search_surgery
+from exporter.search.healing import Healer, answer, ask_dense, kl_from_dense, label_loss
+from exporter.search.problem import Problem
+from exporter.search.rules import Budget
+from exporter.tasks.dataset import Dataset
+
+SELECTION = make_prompts(20, 6, seed=2)
+LABELLED = make_prompts(40, 6, seed=1)
+HALF = make_prompts(40, 6, seed=1, unlabelled=True)
+NONE = Dataset(LABELLED.input_ids, torch.full((40,), -1), labelled=torch.zeros(40, dtype=torch.bool))
+
+
+@pytest.fixture(scope="module")
+def model() -> LanguageModel:
+    return make_model(n_layers=3, n_heads=4, d_mlp=32)
+
+
+@pytest.fixture(autouse=True)
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well it is healed is not asked here."""
+    monkeypatch.setattr(gradual, "LEAST_STEPS", 4)
+    monkeypatch.setattr(gradual, "MOST_STEPS", 8)
+    monkeypatch.setattr(gradual, "LEAST_ASIDE", 4)
+
+
+def heal(model: LanguageModel, patching: Dataset, teacher: str) -> tuple[Surgery, SearchRecord]:
+    return search_surgery(model, patching, SELECTION, rule=Budget(max_params="20%"), teacher=teacher)
+
+
+def test_the_dense_model_as_teacher_needs_no_answers(model: LanguageModel) -> None:
+    labelled, learnt = heal(model, LABELLED, "dense")
+    half, of_half = heal(model, HALF, "dense")
+    none, of_none = heal(model, NONE, "dense")
+    assert labelled.edits and labelled.sha256 == half.sha256 == none.sha256
+    assert [record.learning and record.learning.unlabelled for record in (learnt, of_half, of_none)] == [0, 17, 36]
+    assert of_none.learning is not None and of_none.learning.prompts == 36  # the others say when to stop
+
+
+def test_the_greedy_search_needs_none(model: LanguageModel) -> None:
+    assert search_circuit(model, NONE, SELECTION, alpha=0.1) == search_circuit(model, LABELLED, SELECTION, alpha=0.1)
+
+
+def test_labels_are_learnt_from_the_prompts_that_have_some(model: LanguageModel) -> None:
+    surgery, record = heal(model, HALF, "labels")
+    assert record.learning == Learning("distil", "labels", 20, record.learning.steps if record.learning else 0)
+    both, of_both = heal(model, HALF, "both")
+    assert of_both.learning is not None and (of_both.learning.prompts, of_both.learning.unlabelled) == (36, 17)
+    assert len({surgery.sha256, both.sha256, heal(model, HALF, "dense")[0].sha256}) == 3
+
+
+@pytest.mark.parametrize("teacher", ["labels", "both"])
+def test_labels_of_no_prompt_are_refused(model: LanguageModel, teacher: str) -> None:
+    with pytest.raises(InputError, match=f"--teacher {teacher} learns right answers, and none of the 40 patching"):
+        heal(model, NONE, teacher)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("choosing", [False, True])
+def test_each_loss_is_a_mean_over_what_it_is_about(model: LanguageModel, steps: int, choosing: bool) -> None:
+    prompts = make_prompts(10, 6, seed=3, steps=steps, unlabelled=True)
+    if choosing:
+        answers = prompts.steps[:, -1]
+        beside = torch.where(answers >= 0, (answers + 1) % 37, -1)
+        prompts = replace(prompts, choice_ids=torch.cat([answers, beside], dim=1))
+    lessons = ask_dense(model.dense, prompts)
+    logits = torch.randn(10, steps, 37, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    known = prompts.is_labelled.nonzero()[:, 0]
+    labels = label_loss(lessons.take(known), logits[known])
+    assert labels.item() > 0
+    torch.testing.assert_close(label_loss(lessons, logits), labels)
+    kl = kl_from_dense(lessons, logits)
+    assert kl.item() > kl_from_dense(lessons.take(known), logits[known]).item() > 0
+    expected = {"dense": kl / (5 * steps + 5), "labels": labels / (5 * steps)}
+    expected["both"] = expected["dense"] + expected["labels"]
+    for teacher, loss in expected.items():
+        healer: Any = Healer(lessons, None, teacher)  # type: ignore[arg-type]  # one of them
+        torch.testing.assert_close(healer._loss(lessons, logits, prompts), loss)
+    (slope,) = torch.autograd.grad(expected["both"], logits)
+    assert slope.isfinite().all() and (slope[:, -1] != 0).any(dim=-1).all()
+    if steps == 2:
+        assert (slope[0, 0] == 0).all()  # an unlabelled prompt has one answer position
+
+
+def test_a_batch_without_a_label_teaches_what_the_dense_model_says(model: LanguageModel) -> None:
+    lessons = ask_dense(model.dense, NONE)
+    healer: Any = Healer(lessons, None, "both")
+    loss = healer._loss(lessons, answer(model.dense, NONE) + torch.arange(37.0), NONE)
+    assert loss.isfinite() and float(loss) > 0
+
+
+def test_a_model_that_always_answers_alike_has_an_answer_for_every_step(model: LanguageModel) -> None:
+    """Of answers of two tokens, prompts without an answer have one position: what is said there stands for both."""
+    ids, selection = LABELLED.input_ids, make_prompts(20, 6, seed=2, steps=2)
+    none = Dataset(ids, torch.full((40, 2, 1), -1), labelled=torch.zeros(40, dtype=torch.bool))
+    tables = compute_replacements(model.dense, none, ablation=Ablation(), neurons={0, 1, 2})
+    problem = Problem(model.dense, tables, selection, Budget(max_kl=1.0), patching=none)
+    search = gradual._Search(problem)
+    log_q = search.lessons.log_p[:, -1].double().exp().mean(0).log()
+    expected = gradual.judge(ask_dense(model.dense, selection), lambda part: log_q.expand(len(part), 2, -1)).kl
+    assert search.most_kl == pytest.approx(gradual.MOST_OF_CONSTANT * expected)
