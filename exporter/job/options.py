@@ -121,7 +121,7 @@ class Job:
         require_type("budget", self.budget, Budget, type(None))
         require_choice("--preset", self.preset or "paper", ("deploy", "paper"))
         if self.is_gradual:
-            others = {"--alpha": self.alpha is not None, "--dtype": self.dtype != "float32", "--resume": self.resume}
+            others = {"--alpha": self.alpha is not None, "--dtype": self.dtype != "float32"}
             others |= {"--device cuda": self.device != "cpu", "--memory-limit": self.memory_limit is not None}
             mended = "leave it out, or take --preset paper without a budget"
         else:
