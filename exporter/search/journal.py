@@ -73,7 +73,8 @@ class Journal:
             self._file = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             end = self._read() if self.resume else 0
-            os.ftruncate(self._file, end)
+            if os.fstat(self._file).st_size > end:
+                os.ftruncate(self._file, end)
             os.lseek(self._file, end, os.SEEK_SET)
             if end == 0:
                 self._append({"journal": _FORMAT, "key": self._key})
