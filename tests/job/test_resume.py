@@ -103,7 +103,7 @@ def read_result(folder: Path) -> dict[str, object]:
         path.name: {key: value for key, value in json.loads(path.read_text()).items() if key not in timed}
         if path.suffix == ".json"
         else path.read_bytes()
-        for path in folder.iterdir()
+        for path in folder.glob("[!.]*")
     }
 
 
@@ -143,7 +143,8 @@ def test_a_gradual_search_is_resumed_with_the_same_options_alone(
     assert begun
     before = read_result(tmp_path)
     other = {
-        ("--seed", "1"): "its (prompts|seed) is", ("--heal", "none"): "its heal is", ("--teacher", "both"): "its teacher",
+        ("--seed", "1"): "its (prompts|seed) is", ("--heal", "none"): "its heal is",
+        ("--teacher", "both"): "its teacher is",
         ("--max-kl", "1"): "its budget is", ("--max-latency-ms", "9"): "its budget is",
     }  # fmt: skip
     for options, message in other.items():
