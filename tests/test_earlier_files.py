@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exporter.bench.baseline import Baseline
-from exporter.circuit import MLP, Ablation, Circuit, Head, load_circuit
+from exporter.circuit import MLP, Ablation, Circuit, Head, decision_from_json, load_circuit
 from exporter.graph.metadata import Origin
 from exporter.outputs.manifest import Manifest
 from exporter.search.journal import Journal
@@ -45,9 +45,10 @@ def test_a_journal(tmp_path: Path) -> None:
     path.write_bytes((DATA / "search.onnx.journal").read_bytes())
     key = json.loads(path.read_text().splitlines()[0][17:])["key"]
     with pytest.raises(SystemError), Journal(path, key, resume=True) as journal:
-        assert [str(d.component) for d in journal.decisions] == [f"a5.h{i}" for i in range(8)]
+        decisions = journal.parse(decision_from_json)
+        assert [str(d.component) for d in decisions] == [f"a5.h{i}" for i in range(8)]
         raise SystemError
-    assert Head(5, 0) == journal.decisions[0].component
+    assert Head(5, 0) == decisions[0].component
 
 
 def test_a_baseline() -> None:

@@ -126,7 +126,7 @@ class Job:
         if self.circuit is not None:
             return
         if self.is_gradual:
-            others = {"--alpha": self.alpha is not None, "--dtype": self.dtype != "float32", "--resume": self.resume}
+            others = {"--alpha": self.alpha is not None, "--dtype": self.dtype != "float32"}
             mended = "leave it out, or take --preset paper without a budget"
         else:
             others = {"a budget": self.budget is not None, "--heal": self.heal != "distil"}

@@ -167,14 +167,14 @@ class Plan:
 
     @property
     def search_key(self) -> dict[str, Any]:
-        """The journal's key: the inputs and settings that the search's decisions depend on."""
-        job = self.job
+        """The journal's key: the inputs and settings that the search's decisions or sizes depend on."""
+        job, rule = self.job, self.rule
         return {
             "model": self.model.sha256,
             "task": self.data.task,
             "prompts": hash_sets(self.data),
             "circuit": None if self.circuit is None else self.circuit.to_json() | self.record.to_json(),
-            **({"budget": self.rule.to_json()} if isinstance(self.rule, Budget) else {"alpha": self.alpha}),
+            **(self._gradual_key(rule) if isinstance(rule, Budget) else {"alpha": self.alpha}),
             **self.ablation.to_json(),
             "mlps": job.mlps,
             "device": job.device,
@@ -182,6 +182,16 @@ class Plan:
             "arithmetic": ARITHMETIC,
             "versions": collect_versions(),
         }
+
+    def _gradual_key(self, budget: Budget) -> dict[str, Any]:
+        """What a gradual search depends on beside; a network is timed in the form in which it is to be exported."""
+        job = self.job
+        key: dict[str, Any] = {"search": "gradual", "budget": budget.to_json(), "seed": job.seed}
+        key |= {"heal": job.heal, "teacher": job.teacher}
+        if budget.max_latency_ms is not None:
+            names = ("logits", "vocab", "target", "precision", "scales", "external_data")
+            key["file"] = {"form": self.form} | {name: getattr(job, name) for name in names}
+        return key
 
     @property
     def task_info(self) -> TaskInfo:

@@ -32,6 +32,7 @@ from exporter.network.model import CircuitModel
 from exporter.outputs.bundle import is_bundle, open_outputs
 from exporter.outputs.folders import OutputFolder
 from exporter.outputs.manifest import Manifest
+from exporter.search.checkpoints import read_prior
 from exporter.search.journal import Journal, journal_path
 from exporter.search.memory import plan_memory
 from exporter.search.ranks import Ranks, read_place
@@ -56,13 +57,15 @@ def check_outputs(job: Job) -> None:
 
 
 def check_search(plan: Plan) -> None:
-    """Raise InputError for a journal of another search, too little memory, or fewer prompts than processes.
+    """Raise InputError for a journal of another search or a damaged one, too little memory, too few prompts to share.
 
     Raises UsageError for variables of torchrun that do not fit. Memory on CUDA is checked only against `memory_limit`.
     """
     job, selection = plan.job, plan.data.selection
     if job.written:
-        Journal(journal_path(job.written[0]), plan.search_key, resume=job.resume).check()
+        journal = Journal(journal_path(job.written[0]), plan.search_key, resume=job.resume)
+        journal.check()
+        read_prior(journal, gradual=job.is_gradual)
     if plan.circuit is not None:
         return
     if plan.job.is_gradual:

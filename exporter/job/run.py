@@ -5,14 +5,14 @@ Each stage is one call of the library; what is written appears all at once at th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from exporter.checks import require_type
-from exporter.circuit import Decision
+from exporter.circuit import Decision, decision_to_json
 from exporter.errors import MissingRuntimeError, UsageError
 from exporter.job.build import Clock, Found, build_file, require_latency, time_network
 from exporter.job.options import Job
@@ -21,6 +21,7 @@ from exporter.job.rehearsal import check_outputs, check_search, rehearse
 from exporter.outputs.bundle import open_outputs
 from exporter.outputs.manifest import Manifest
 from exporter.runtime.session import has_provider, import_onnxruntime
+from exporter.search.checkpoints import read_prior, save_checkpoint
 from exporter.search.find import search_surgery
 from exporter.search.journal import Journal, journal_path
 from exporter.search.problem import OnDecision, OnSize
@@ -49,9 +50,9 @@ def run_job(
     with join_ranks(job.device) as ranks:
         if not ranks.leads:
             plan = prepare(job)
-            decided = cast("list[Decision]", ranks.share(None))
+            prior = cast("dict[str, Any]", ranks.share(None))
             if plan.circuit is None:
-                _search(plan, decided, ranks)
+                _search(plan, prior, ranks)
             return None
         with open_outputs(job.out, job.bundle, force=job.force) as outputs:
             with clock.stage("load"):
@@ -59,12 +60,13 @@ def run_job(
             if on_plan is not None:
                 on_plan(plan)
             with Journal(journal_path(job.written[0]), plan.search_key, resume=job.resume) as journal:
+                prior = read_prior(journal, gradual=job.is_gradual)
                 if plan.circuit is None:
                     with clock.stage("rehearse"):
                         rehearse(plan, build_file)
                 with clock.stage("search"):
-                    ranks.share(journal.decisions)
-                    found = _find(plan, journal, ranks, on_decision, on_size)
+                    ranks.share(prior)
+                    found = _find(plan, journal, prior, ranks, on_decision, on_size)
                 plan = plan.to_float32()
                 manifest = build_file(plan, found, outputs.model_path, plan.options, clock)
                 require_latency(plan, outputs.model_path)
@@ -101,28 +103,31 @@ def _require_runtime(job: Job) -> None:
         )
 
 
-def _find(plan: Plan, journal: Journal, ranks: Ranks, on_decision: OnDecision | None, on_size: OnSize | None) -> Found:
-    """The circuit of the circuit file, or of a search that resumes from the journal and appends each new decision."""
+def _find(
+    plan: Plan,
+    journal: Journal,
+    prior: Mapping[str, Any],
+    ranks: Ranks,
+    on_decision: OnDecision | None,
+    on_size: OnSize | None,
+) -> Found:
+    """The circuit of the circuit file, or of a search that goes on from `prior` and tells the journal of its steps."""
     if plan.circuit is not None:
         return Found(plan.circuit, plan.record, plan.surgery)
-    n_before = len(journal.decisions)
+    n_before = len(journal.entries)
 
     def note(decision: Decision, done: int, total: int) -> None:
         if done > n_before:
-            journal.add(decision)
+            journal.add(decision_to_json(decision))
         if on_decision is not None:
             on_decision(decision, done, total)
 
-    return _search(plan, journal.decisions[:n_before], ranks, note, on_size)
+    return _search(
+        plan, prior, ranks, on_decision=note, on_size=on_size, on_checkpoint=partial(save_checkpoint, journal)
+    )
 
 
-def _search(
-    plan: Plan,
-    decided: Sequence[Decision],
-    ranks: Ranks,
-    on_decision: OnDecision | None = None,
-    on_size: OnSize | None = None,
-) -> Found:
+def _search(plan: Plan, prior: Mapping[str, Any], ranks: Ranks, **callbacks: Any) -> Found:
     job, data = plan.job, plan.data
     surgery, record = search_surgery(
         plan.model,
@@ -132,14 +137,13 @@ def _search(
         ablation=plan.ablation,
         mlps=job.mlps,
         memory_limit=job.memory_limit,
-        prior=decided,
         ranks=ranks,
-        on_decision=on_decision,
         heal=job.heal,
         teacher=job.teacher,
         seed=job.seed,
         time=partial(time_network, plan),
-        on_size=on_size,
+        **prior,
+        **callbacks,
     )
     # of a search in less than float32, the means are not those of the model that is exported
     return Found(surgery.circuit, record, surgery if job.dtype == "float32" else None)

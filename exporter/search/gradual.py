@@ -9,8 +9,9 @@ keep the budget, gentler cuts are tried from the last size that did: units that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import chain
 from typing import cast
 
 import torch
@@ -18,19 +19,28 @@ from torch import Tensor
 
 from exporter.circuit import Circuit, Head, Learning, SearchRecord, SizeStep
 from exporter.errors import InputError
-from exporter.metrics import Answers, measure
-from exporter.metrics.statistics import weighted_mean
-from exporter.network.model import CircuitModel
 from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import Offer, choose_units
+from exporter.search.checkpoints import Checkpoint
 from exporter.search.cost import count_costs
 from exporter.search.gates import score_units
-from exporter.search.healing import HARMLESS, Healer, Lessons, answer, ask_dense, choose_lessons
+from exporter.search.healing import HARMLESS, Healer, Lessons, ask_dense, choose_lessons
+from exporter.search.judging import CHUNK, Judgement, judge, judge_network
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
 from exporter.search.rules import Budget
-from exporter.search.state import State, copy_state, cut_state, make_surgery, pick_tables, select_tables, start_state
+from exporter.search.state import (
+    State,
+    copy_state,
+    cut_state,
+    make_surgery,
+    pack_state,
+    pick_tables,
+    select_tables,
+    start_state,
+    unpack_state,
+)
 from exporter.search.walk import FIRST, GENTLER, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
 
 HEALED = 0.3  # from here on a size is healed
@@ -42,7 +52,6 @@ STEPS_AT_WHOLE = 8  # of healing at the size of the dense model; at a share of i
 LEAST_STEPS, MOST_STEPS = 40, 240
 MOST_OF_CONSTANT = 0.75  # of the KL of a model that always answers alike: a circuit has to be nearer
 WORTH_MORE = 0.05  # of accuracy: a network that lacks no more is healed for longer
-_CHUNK = 32
 
 
 @torch.inference_mode(False)
@@ -52,32 +61,10 @@ def search_gradually(problem: Problem) -> tuple[Surgery, SearchRecord]:
     Raises InputError where no size keeps it, with the nearest.
     """
     search = _Search(problem)
-    for step in search.run():
+    for step in chain(tuple(search.path), search.run()):
         if problem.on_size is not None:
             problem.on_size(step, step.parameters / search.size)
     return search.finish()
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """How a network does on the selection set: accuracy as a share, KL(dense || circuit) in nats."""
-
-    accuracy: float
-    kl: float
-
-
-@torch.no_grad()
-def judge(lessons: Lessons, respond: Callable[[Lessons], Tensor]) -> Judgement:
-    """Accuracy and KL of logits at the answer positions, (prompt, step, vocab), on prompts that dense has answered."""
-    parts = lessons.split(_CHUNK)
-    values = measure(Answers(part.prompts, respond(part), part.logits) for part in parts)
-    kl = weighted_mean(values["kl"], lessons.prompts.counted.sum(dim=1))
-    return Judgement(float(values["accuracy"].mean()), kl)
-
-
-def judge_network(model: CircuitModel, lessons: Lessons) -> Judgement:
-    """The same of a network."""
-    return judge(lessons, lambda part: answer(model, part.prompts))
 
 
 class _Search:
@@ -98,7 +85,7 @@ class _Search:
         aside = lessons.take(rows[:n_aside]) if n_aside >= LEAST_ASIDE else None
         self.lessons = lessons if aside is None else lessons.take(rows[n_aside:])
         length, n_steps = problem.patching.length, problem.patching.n_steps
-        plan = plan_learning(self.dense, _CHUNK, length, problem.memory_limit, n_steps=n_steps)
+        plan = plan_learning(self.dense, CHUNK, length, problem.memory_limit, n_steps=n_steps)
         self.plan = cast("LearningPlan", problem.ranks.share(plan))
         self.healer = Healer(self.lessons, aside, problem.teacher, problem.ranks, self.plan)
         dense = judge(self.selection, lambda part: part.logits)
@@ -107,6 +94,8 @@ class _Search:
         self.start = start_state(self.dense, problem.replacements.ablation, problem.patching.length)
         self.base, self.best = self.start, None
         self.walk = Walk(target=FIRST, ratio=RATIO if self.heals else RATIO_UNHEALED)
+        if problem.checkpoint is not None:
+            self._restore(problem.checkpoint)
 
     base: State
     best: State | None
@@ -114,7 +103,7 @@ class _Search:
     def run(self) -> Iterator[SizeStep]:
         """Try sizes until the next one is known to be too small."""
         walk = self.walk
-        while walk.failures <= GENTLER and walk.target >= min(LEAST, self.bounds.max_params / self.size):
+        while self._goes_on():
             heals = self.heals and (walk.target <= HEALED or walk.failures > 0)
             judged = heals or not self.heals  # a large network that is not healed yet says nothing
             trial = self._cut(self.base, max(walk.target, self._find_goal()))
@@ -130,9 +119,34 @@ class _Search:
             if step.kept:
                 self.best = trial
             self.base = trial if step.kept or not judged else self.best or self.start
+            if self.problem.on_checkpoint is not None:
+                self.problem.on_checkpoint(self._make_checkpoint())
             yield step
-            if not self.budget.bounds_quality and step.kept and self._keeps_cost(trial):
-                break
+
+    def _goes_on(self) -> bool:
+        """Whether another size is tried."""
+        walk, least = self.walk, min(LEAST, self.bounds.max_params / self.size)
+        return walk.failures <= GENTLER and walk.target >= least and not self._is_small_enough()
+
+    def _is_small_enough(self) -> bool:
+        """Whether the last size ends a walk on which quality is not bounded."""
+        if self.budget.bounds_quality or self.best is None or not self.path[-1].kept:
+            return False
+        return self._keeps_cost(self.best)
+
+    def _make_checkpoint(self) -> Checkpoint:
+        """What an interrupted search goes on from."""
+        best = None if self.best is None else pack_state(self.best)
+        base = best if self.base is self.best else None if self.base is self.start else pack_state(self.base)
+        return Checkpoint(tuple(self.path), replace(self.walk), base, best)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from there."""
+        base, best = checkpoint.base, checkpoint.best
+        self.path, self.walk = list(checkpoint.path), replace(checkpoint.walk)
+        self.base = self.start if base is None else unpack_state(base, self.start)
+        if best is not None:
+            self.best = self.base if best is base else unpack_state(best, self.start)
 
     def finish(self) -> tuple[Surgery, SearchRecord]:
         """The smallest network that kept the budget, healed once more; raises InputError where there is none."""
@@ -173,7 +187,7 @@ class _Search:
         if self.heals:
             return cut_state(base, circuit, means)
         tables = select_tables(problem.replacements, circuit)
-        return State(circuit, slice_model(self.dense, Surgery(circuit, tables)))
+        return copy_state(State(circuit, slice_model(self.dense, Surgery(circuit, tables))))
 
     def _choose(self, base: State, worth: Mapping[str, Tensor], target: float) -> Circuit:
         """The circuit of the units that are worth most for what they cost."""
@@ -232,7 +246,7 @@ class _Search:
 
     def _judge_constant(self) -> Judgement:
         """How a model does that gives every prompt what the dense model says on average."""
-        parts = self.lessons.split(_CHUNK)
+        parts = self.lessons.split(CHUNK)
         sums = [(p.log_p.double().exp() * p.prompts.counted[..., None]).sum(0) for p in parts]  # (step, vocab) each
         total = torch.stack(sums).sum(0)
         total = torch.where(total.any(-1, keepdim=True), total, total.sum(0))  # a step that no lesson has

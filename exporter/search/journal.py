@@ -1,6 +1,6 @@
-"""Every decision of a search, on disk as soon as it is taken, so that a killed search can be resumed.
+"""Every decision or size of a search, on disk as soon as it is taken, so that a killed search can be resumed.
 
-The first line is a header with the search's key (model, data, settings, versions); each decision is one more JSON
+The first line is a header with the search's key (model, data, settings, versions); each entry is one more JSON
 line, followed by fsync. A line starts with 16 hex digits of a SHA-256 chained over all entries up to its own. A last
 line without a line feed was cut off by a crash, and is dropped. Any other damage is refused, and so is the journal of
 another search. A path that holds something else (a link, a pipe, another file) is neither written nor removed.
@@ -13,14 +13,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-from exporter.circuit import Decision, decision_from_json, decision_to_json
 from exporter.errors import ExactnessError, InputError
 from exporter.files.reading import parse_json, require_regular_mode
+from exporter.search.weights import WeightFiles
+
+Entry = TypeVar("Entry")
 
 _FORMAT = 1
 _FLAGS = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -35,19 +37,21 @@ def journal_path(out: Path) -> Path:
 
 
 class Journal:
-    """A context manager: the decisions taken so far, and the open file that new ones are appended to.
+    """A context manager: the entries so far, and the open file that new ones are appended to.
 
-    `key` identifies the search (model, data, settings, versions). With `resume`, `decisions` starts with those of
+    `key` identifies the search (model, data, settings, versions). With `resume`, `entries` starts with those of
     the existing file; without, the file is emptied. Leaving without an error removes the file. Without `resume`, so
-    does leaving with KeyboardInterrupt, InputError, ExactnessError or OSError. On entering, raises InputError: the
-    path holds no journal, or, with `resume`, a damaged one or that of another search.
+    does leaving with KeyboardInterrupt, InputError, ExactnessError or OSError. `weights` are files that entries tell
+    of; they go with it. On entering, raises InputError: the path holds no journal, or, with `resume`, a damaged one
+    or that of another search.
     """
 
     def __init__(self, path: Path, key: Mapping[str, Any], *, resume: bool) -> None:
         # absolute: the working directory may be a bundle folder, which is replaced before this file is removed
         self.path = Path(os.path.realpath(path.parent)) / path.name
         self.resume = resume
-        self.decisions: list[Decision] = []
+        self.entries: list[Any] = []
+        self.weights = WeightFiles(self.path)
         self._key = dict(key)
         self._hash = ""
         self._file: int | None = None
@@ -69,10 +73,13 @@ class Journal:
             self._file = os.open(self.path, _FLAGS | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             end = self._read() if self.resume else 0
-            os.ftruncate(self._file, end)
+            if os.fstat(self._file).st_size > end:
+                os.ftruncate(self._file, end)
             os.lseek(self._file, end, os.SEEK_SET)
             if end == 0:
                 self._append({"journal": _FORMAT, "key": self._key})
+            if not self.entries:
+                self.weights.keep(())
         except BaseException as error:  # after Ctrl-C or a full disk, no file stays behind
             self._close(error)
             raise
@@ -118,10 +125,12 @@ class Journal:
         if self._file is None:
             return
         over = isinstance(error, KeyboardInterrupt | InputError | ExactnessError | OSError)
-        if (error is None or (over and not self.resume)) and self._is_at_its_name(self._file):
-            self.path.unlink(missing_ok=True)
+        goes = (error is None or (over and not self.resume)) and self._is_at_its_name(self._file)
         os.close(self._file)
         self._file = None
+        if goes:
+            self.path.unlink(missing_ok=True)
+            self.weights.keep(())
 
     def _is_at_its_name(self, descriptor: int) -> bool:
         try:
@@ -129,10 +138,20 @@ class Journal:
         except FileNotFoundError:
             return False
 
-    def add(self, decision: Decision) -> None:
-        """Append one decision; returns after fsync. Raises OSError."""
-        self.decisions.append(decision)
-        self._append(decision_to_json(decision))
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """Append one entry; returns after fsync. Raises OSError."""
+        self.entries.append(entry)
+        self._append(entry)
+
+    def parse(self, read: Callable[[Any], Entry]) -> list[Entry]:
+        """What `read` makes of each entry. Raises InputError: it refuses one."""
+        values = []
+        for number, entry in enumerate(self.entries, start=2):
+            try:
+                values.append(read(entry))
+            except (ValueError, TypeError, AttributeError, KeyError, InputError) as error:
+                raise self._damage(number) from error
+        return values
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         assert self._file is not None
@@ -162,7 +181,7 @@ class Journal:
                 if number == 1:
                     self._check_header(entry)
                 else:
-                    self.decisions.append(decision_from_json(entry))
+                    self.entries.append(entry)
             except (ValueError, TypeError, AttributeError, KeyError) as error:
                 raise self._damage(number) from error
         return size - len(torn)
@@ -176,6 +195,12 @@ class Journal:
         if not isinstance(found.get("key"), Mapping):
             raise self._damage(1)
         ours, theirs = self._key, found["key"]
+        searches = [key.get("search", "greedy") for key in (theirs, ours)]
+        if searches[0] != searches[1]:
+            raise InputError(
+                f"{self.path} is of a {searches[0]} search, and this one is {searches[1]}; give the same options, or "
+                "start over without --resume"
+            )
         if ours.get("arithmetic") != theirs.get("arithmetic"):
             raise InputError(
                 f"{self.path} is of a version that computed KL otherwise, so its decisions do not go with this one's; "

@@ -1,4 +1,4 @@
-"""The input of a search strategy: model, prompts, replacements, rule, and a callback for decisions."""
+"""The input of a search strategy: model, prompts, replacements, rule, what an earlier run has left, and callbacks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from exporter.network.model import CircuitModel
 from exporter.network.sites import Site
 from exporter.rewrite.replacements import Replacements
 from exporter.rewrite.surgery import Surgery
+from exporter.search.checkpoints import Checkpoint
 from exporter.search.healing import Heal, Teacher
 from exporter.search.ranks import SOLO, Ranks
 from exporter.search.rules import AlphaRule, Budget
@@ -37,7 +38,8 @@ class Problem:
     A gradual search has a Budget as its rule, needs `patching`, which it learns from as `heal`, `teacher` and `seed`
     say, and tables for the neurons of every layer. `normed` is the dense model's residual after the final norm at the
     answer positions of `patching`, (prompt, step, d_model), where somebody has it already. `time` gives the
-    milliseconds of a network as an exported file.
+    milliseconds of a network as an exported file. `checkpoint` is where an interrupted run of the same search was;
+    `on_checkpoint` is called after each size, before `on_size`, with what that run would go on from.
     """
 
     dense: CircuitModel
@@ -56,6 +58,8 @@ class Problem:
     normed: Tensor | None = None
     time: Callable[[CircuitModel], float] | None = None
     on_size: OnSize | None = None
+    checkpoint: Checkpoint | None = None
+    on_checkpoint: Callable[[Checkpoint], None] | None = None
 
     def __post_init__(self) -> None:
         require_type("mlps", self.mlps, bool)

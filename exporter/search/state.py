@@ -6,12 +6,14 @@ nothing stays gives its constant to the step before it: nothing reads the residu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from exporter.circuit import Ablation, Circuit, Head
+from exporter.errors import InputError
 from exporter.network.model import CircuitModel
 from exporter.network.step import Step, Sublayer
 from exporter.rewrite.replacements import Replacements
@@ -25,6 +27,14 @@ class State:
 
     circuit: Circuit
     model: CircuitModel
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A state as data: its circuit, and tensors by name, such as `2/m3.W_in` and `2/constant` of the third step."""
+
+    circuit: Circuit
+    tensors: Mapping[str, Tensor]
 
 
 def find_whole(dense: CircuitModel, ablation: Ablation) -> Circuit:
@@ -67,6 +77,60 @@ def copy_state(state: State) -> State:
         for step in state.model.steps
     ]
     return State(state.circuit, state.model.replace(steps=steps))
+
+
+def pack_state(state: State) -> Packed:
+    """A state as data; it shares the tensors."""
+    tensors: dict[str, Tensor] = {}
+    for index, step in enumerate(state.model.steps):
+        for sublayer in step.sublayers:
+            tensors |= {f"{index}/{sublayer.name}.{name}": t.detach() for name, t in _get_tensors(sublayer).items()}
+        if step.constant is not None:
+            tensors[f"{index}/constant"] = step.constant.detach()
+    return Packed(state.circuit, tensors)
+
+
+def unpack_state(packed: Packed, start: State) -> State:
+    """The state that was packed, with tensors of its own; `start` is the dense model's.
+
+    Raises InputError: the tensors are not those of the circuit's units.
+    """
+    start.model.check_circuit(packed.circuit)
+    cut: dict[str, Sublayer] = {}
+    for step in start.model.steps:
+        for sublayer in step.load().sublayers:
+            site = sublayer.site_for(packed.circuit)
+            if units := site.kept(packed.circuit):
+                cut[sublayer.name] = site.keep(units)
+    left, steps = dict(packed.tensors), list[Step]()
+    for index in range(len(start.model.steps)):
+        here = [cut.pop(name) for name in list(cut) if any(key.startswith(f"{index}/{name}.") for key in left)]
+        sublayers = []
+        for sublayer in here:
+            wanted = _get_tensors(sublayer)
+            own = {name: left.pop(f"{index}/{sublayer.name}.{name}", None) for name in wanted}
+            sublayers.append(sublayer.rebuild({name: _take(own[name], like) for name, like in wanted.items()}))
+        constant = left.pop(f"{index}/constant", None)
+        if constant is not None:
+            whole = _spread(None, start.model)
+            constant = _take(constant, whole if constant.ndim == whole.ndim else whole[0])
+        if sublayers or constant is not None:
+            steps.append(Step(sublayers, constant))
+    if cut or left:
+        raise _refusal()
+    return State(packed.circuit, start.model.replace(steps=steps))
+
+
+def _take(tensor: Tensor | None, like: Tensor) -> Tensor:
+    """A tensor that was read, as memory of its own: what a product of it rounds to depends on how it lies there."""
+    fits = tensor is not None and tensor.shape == like.shape and tensor.dtype == like.dtype
+    if tensor is None or not fits or not torch.isfinite(tensor).all():
+        raise _refusal()
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _refusal() -> InputError:
+    return InputError("the weights of an interrupted search are not those of its circuit; start over without --resume")
 
 
 def make_surgery(dense: CircuitModel, state: State, replacements: Replacements) -> Surgery:
@@ -125,8 +189,14 @@ def pick_tables(replacements: Replacements, model: CircuitModel) -> Replacements
 
 
 def _copy(sublayer: Sublayer) -> Sublayer:
-    tensors = {name: None if t is None else t.detach().clone() for name, t in sublayer.tensors.items()}
-    return sublayer.rebuild(tensors)
+    # contiguous, as a search that is resumed reads them: what a product rounds to depends on how tensors lie in memory
+    return sublayer.rebuild(
+        {name: t.detach().clone(memory_format=torch.contiguous_format) for name, t in _get_tensors(sublayer).items()}
+    )
+
+
+def _get_tensors(sublayer: Sublayer) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in sublayer.tensors.items() if tensor is not None}
 
 
 def _spread(constant: Tensor | None, model: CircuitModel) -> Tensor:

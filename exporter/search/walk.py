@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from exporter.checks import require_number, take_integer
 
 FIRST = 0.4  # of the dense model's parameters: what is left after the first cut
 RATIO = 0.65  # of each size to the one before, and where it is small already, or not healed
@@ -41,3 +44,12 @@ class Walk:
         self.ratio = self.ratio**0.5
         self.base = 1.0 if self.best is None else self.best
         self.target = (size * self.base) ** 0.5
+
+    @classmethod
+    def from_json(cls, data: Any) -> Walk:
+        """From the fields of one. Raises TypeError, InputError: they are not."""
+        walk = cls(**data)
+        for name in ("target", "ratio", "base", *([] if walk.best is None else ["best"])):
+            require_number(name, getattr(walk, name))
+        take_integer("failures", walk.failures)
+        return walk

@@ -165,7 +165,6 @@ def test_a_latency_that_nothing_keeps_is_refused(model: Path, run: Any, tmp_path
     ("options", "message"),
     [
         ({"alpha": 0.1, "preset": "deploy"}, "--alpha is not for the gradual search"),
-        ({"budget": Budget(max_kl=1.0), "resume": True}, "--resume is not for the gradual search"),
         ({"preset": "deploy", "dtype": "bfloat16"}, "--dtype is not for the gradual search"),
         ({"preset": "paper", "budget": Budget(max_kl=1.0)}, "a budget is not for the greedy search"),
         ({"preset": "paper", "heal": "none"}, "--heal is not for the greedy search"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from conftest import Run
 from nursery import Child, Nursery
 from tiers import THOROUGH
@@ -79,3 +81,78 @@ def test_the_journal_of_other_options_is_refused(
     run.fails(3, "is of another search: its alpha is", *job(model, out), "--alpha", "0.5")
     journal.write_bytes(before.replace(b"alpha", b"Alpha"))
     run.fails(3, "is damaged in line 1", *job(model, out))
+
+
+BRIEFLY = """
+from exporter.search import gradual
+gradual.LEAST_STEPS, gradual.MOST_STEPS = 6, 12
+"""
+
+
+def gradual_job(model: object, out: Path, *more: object) -> list[object]:
+    return [
+        "--task", "acronym", "--model", model, "--out", out, "--quiet", "--resume", "--force", "--max-kl", "2",
+        "--patching-prompts", "100", "--selection-prompts", "40", "--test-prompts", "20", *more,
+    ]  # fmt: skip
+
+
+def read_result(folder: Path) -> dict[str, object]:
+    """Every file by name; of a manifest, all but times."""
+    timed = ("seconds", "latency")
+    return {
+        path.name: {key: value for key, value in json.loads(path.read_text()).items() if key not in timed}
+        if path.suffix == ".json"
+        else path.read_bytes()
+        for path in folder.glob("[!.]*")
+    }
+
+
+@pytest.mark.slow
+def test_many_kills_of_a_gradual_search_and_the_same_bytes(nursery: Nursery, tmp_path: Path) -> None:
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    start = time.perf_counter()
+    assert nursery.run(gradual_job("bundled", tmp_path / "whole" / "m.onnx"), first=BRIEFLY)[0] == 0
+    seconds = time.perf_counter() - start
+    expected = read_result(tmp_path / "whole")
+    assert len(expected) == 3  # the healed weights, too
+    rng, out, kills, sizes = random.Random(0), tmp_path / "killed" / "m.onnx", 0, set()
+    journal = out.with_name("m.onnx.journal")
+    while kills < 12:
+        moment = time.perf_counter() + rng.uniform(0.1, 0.6) * seconds
+        child = nursery.start(gradual_job("bundled", out), first=BRIEFLY)
+        if kill(child, lambda at=moment: time.perf_counter() > at):
+            kills += 1
+            sizes.add(journal.read_bytes().count(b"\n") - 1 if journal.exists() else 0)
+        else:
+            assert read_result(out.parent) == expected
+    assert nursery.run(gradual_job("bundled", out), first=BRIEFLY)[0] == 0
+    assert read_result(out.parent) == expected
+    assert len(sizes) > 2  # it was killed at several
+
+
+def test_a_gradual_search_is_resumed_with_the_same_options_alone(
+    nursery: Nursery, run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
+) -> None:
+    model, out = make_checkpoint(n_layer=3, n_head=4, n_embd=32), tmp_path / "m.onnx"
+    journal = tmp_path / "m.onnx.journal"
+    begun = kill(
+        nursery.start(gradual_job(model, out), first=BRIEFLY),
+        lambda: journal.exists() and journal.read_bytes().count(b"\n") > 1,
+    )
+    assert begun
+    before = read_result(tmp_path)
+    other = {
+        ("--seed", "1"): "its (prompts|seed) is", ("--heal", "none"): "its heal is",
+        ("--teacher", "both"): "its teacher is",
+        ("--max-kl", "1"): "its budget is", ("--max-latency-ms", "9"): "its budget is",
+    }  # fmt: skip
+    for options, message in other.items():
+        run.fails(3, f"is of another search: {message}", *gradual_job(model, out, *options))
+    greedy = [option for option in gradual_job(model, out) if option not in ("--max-kl", "2")]
+    run.fails(3, "is of a gradual search, and this one is greedy", *greedy)
+    assert read_result(tmp_path) == before
+    for weights in tmp_path.glob("*.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+    for dry in ([], ["--dry-run"]):
+        run.fails(3, "is damaged; start over without --resume", *gradual_job(model, out, *dry))

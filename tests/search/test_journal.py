@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import make_model, make_prompts
 
-from exporter.circuit import Decision, Head
+from exporter.circuit import Decision, Head, decision_from_json, decision_to_json
 from exporter.errors import ExactnessError, InputError
 from exporter.search.find import search_circuit
 from exporter.search.journal import Journal, journal_path
@@ -26,19 +26,19 @@ def write_killed(path: Path, decisions: list[Decision] = DECISIONS) -> bytes:
     """The journal of a process that was killed."""
     with pytest.raises(SystemError), Journal(path, KEY, resume=False) as journal:
         for decision in decisions:
-            journal.add(decision)
+            journal.add(decision_to_json(decision))
         raise SystemError
     return path.read_bytes()
 
 
 def resume(path: Path, key: dict[str, object] = KEY) -> list[Decision]:
     with Journal(path, key, resume=True) as journal:
-        return list(journal.decisions)
+        return journal.parse(decision_from_json)
 
 
 def test_a_clean_end_removes_it(path: Path) -> None:
     with Journal(path, KEY, resume=False) as journal:
-        journal.add(DECISIONS[0])
+        journal.add(decision_to_json(DECISIONS[0]))
         assert path.exists()
     assert not path.exists()
 
@@ -47,7 +47,7 @@ def test_a_clean_end_removes_it(path: Path) -> None:
 def test_ctrl_c_removes_it_but_not_with_resume(path: Path, error: BaseException) -> None:
     for keep in (False, True):
         with pytest.raises(type(error)), Journal(path, KEY, resume=keep) as journal:
-            journal.add(DECISIONS[0])
+            journal.add(decision_to_json(DECISIONS[0]))
             raise error
         assert path.exists() is keep
 
@@ -60,7 +60,7 @@ def test_decisions_survive_to_the_bit(path: Path) -> None:
 def test_without_resume_it_starts_anew(path: Path) -> None:
     write_killed(path)
     with Journal(path, KEY, resume=False) as journal:
-        assert journal.decisions == []
+        assert journal.entries == []
 
 
 def test_a_kill_after_any_byte_loses_at_most_the_torn_line(path: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_kill_after_any_byte_loses_at_most_the_torn_line(path: Path) -> None:
         path.write_bytes(whole[:length])
         complete = max(0, whole[:length].count(b"\n") - 1)
         with pytest.raises(SystemError), Journal(path, KEY, resume=True) as journal:
-            assert journal.decisions == DECISIONS[:complete]
+            assert journal.parse(decision_from_json) == DECISIONS[:complete]
             for decision in DECISIONS[complete:]:
-                journal.add(decision)
+                journal.add(decision_to_json(decision))
             raise SystemError
         assert path.read_bytes() == whole
 
@@ -98,7 +98,7 @@ def test_the_journal_of_another_arithmetic_is_refused_with_its_reason(
 ) -> None:
     """Every KL of one search is computed alike; versions before there was a number wrote none."""
     with pytest.raises(SystemError), Journal(path, KEY | old, resume=False) as journal:
-        journal.add(DECISIONS[0])
+        journal.add(decision_to_json(DECISIONS[0]))
         raise SystemError
     with pytest.raises(InputError, match=r"computed KL otherwise.*start over without --resume"):
         resume(path, KEY | new)

@@ -171,3 +171,9 @@ def test_a_gradual_search_of_two_processes_ends_alike_each_time_and_with_a_rank_
     assert (code, out, killed) == (6, "", -signal.SIGKILL)
     assert "another process of this search died" in err
     assert not (tmp_path / "three.onnx").exists()
+    assert (tmp_path / "three.onnx.journal").read_bytes().count(b"\n") >= 2
+    assert len(list(tmp_path.glob("three.onnx.journal-*.safetensors"))) == 1
+    again = start_ranks(nursery, [*options, "--out", tmp_path / "three.onnx", "--resume"], both=BRIEFLY)
+    assert [child.wait() for child in again] == [(0, "", "")] * 2
+    assert (tmp_path / "three.onnx").read_bytes() == (tmp_path / "one.onnx").read_bytes()
+    assert not list(tmp_path.glob("*.journal*"))
