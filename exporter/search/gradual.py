@@ -25,7 +25,7 @@ from exporter.search.allotment import Offer, choose_units
 from exporter.search.checkpoints import Checkpoint
 from exporter.search.cost import count_costs
 from exporter.search.gates import score_units
-from exporter.search.healing import HARMLESS, Healer, Lessons, ask_dense, choose_lessons
+from exporter.search.healing import HARMLESS, Healer, ask_dense, choose_lessons
 from exporter.search.judging import CHUNK, Judgement, judge, judge_network
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
