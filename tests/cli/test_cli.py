@@ -271,7 +271,8 @@ def test_a_gradual_search_takes_more_prompts_by_default(
     for task, options, n in (
         ("acronym", ("--max-kl", "1"), 1000),
         (tmp_path / "t.jsonl", ("--max-kl", "1"), 300),
-        (tmp_path / "t.jsonl", (), 250),
+        (tmp_path / "t.jsonl", (), 300),
+        ("acronym", (), 250),
     ):
         job = ("--task", task, "--model", model, "--dry-run", "--json", "--force", "--out", tmp_path / "m.onnx")
         assert json.loads(run.succeeds(*job, *options))["prompts"]["patching"] == n
