@@ -26,6 +26,7 @@ from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fit
 from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.job.plan import Plan, hash_sets
+from exporter.job.rounding import choose_rounding
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
 from exporter.outputs.healed import load_surgery_of
@@ -88,6 +89,8 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
             rewritten = copy.deepcopy(rewritten).float()
     with clock.stage("export"):
+        if not rehearsed:
+            options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
         description, beside = _export(plan, found, surgery, rewritten, path, options)
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, gated=not rehearsed)
@@ -189,7 +192,7 @@ def _check(
         exact = path
         if options.precision != "fp32":
             exact = folder / path.name
-            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor"))
+            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor", in_fp32=()))
         try:
             exactness = verify_surgery(model, surgery, rewritten, exact, patching=data.patching, prompts=data.test)
         except ExactnessError:
