@@ -35,6 +35,7 @@ from exporter.outputs.reference import load_dense
 from exporter.rewrite.folds import fold_model
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
 from exporter.runtime.session import has_provider, open_session
+from exporter.search.latency import SLACK
 from exporter.search.rules import DEPLOY
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
@@ -45,7 +46,6 @@ LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
 LATENCY_BLOCKS = 7
-LATENCY_SLACK = 0.1  # of a latency budget, for a file that is measured again after it was written
 
 
 class Clock:
@@ -159,7 +159,7 @@ def require_latency(plan: Plan, path: Path) -> None:
     most = None if plan.job.budget is None else plan.job.budget.max_latency_ms
     if plan.circuit is not None or most is None:
         return
-    if (found := time_file(plan, path)) > (1 + LATENCY_SLACK) * most:
+    if (found := time_file(plan, path)) > (1 + SLACK) * most:
         raise InputError(
             f"the file takes {found:.3g} ms a call where at most {most:g} were allowed; no file was left: run it again "
             "on a quiet machine, or allow more"

@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 
 from exporter.circuit import Circuit, Head, LatencyTable, TimedNetwork
+from exporter.errors import InputError
 from exporter.network.model import CircuitModel
 from exporter.network.step import Sublayer
 from exporter.rewrite.surgery import Surgery, slice_model
@@ -27,6 +28,7 @@ from exporter.search.state import State, select_tables
 FEW = 3  # sublayers of a kind in a network that is timed
 WIDTHS = (0.0, 0.125, 0.5, 1.0)  # of their units, and at least one
 LEAST_UNIT = 1e-9  # of the dense model: a unit costs something, also where the clock does not tell
+SLACK = 0.1  # of a bound in milliseconds, for what is measured again
 NEAREST = 0.97  # of a goal: the next one is lower at least by so much
 
 
@@ -77,7 +79,7 @@ class Meter:
     """Prices the networks of a search, and says which of them are small and fast enough.
 
     table: what sublayers take, where latency is bounded. goal: the share of the dense model's cost at which the search
-    ends where quality is not bounded, else 0.
+    ends where quality is not bounded, else 0. Raises InputError: more time is needed for no sublayer at all.
     """
 
     def __init__(self, problem: Problem, budget: Budget, bounds: Bounds, *, setup: float) -> None:
@@ -85,6 +87,7 @@ class Meter:
         self.table: LatencyTable | None = None
         if budget.max_latency_ms is not None:
             self.table = cast("LatencyTable", problem.ranks.share(measure(problem) if problem.ranks.leads else None))
+            _require_feasible(self.table, bounds.max_latency_ms)
             self.costs = read_costs(self.table, problem.dense)
             goal = max(0.0, bounds.max_latency_ms - self.table.rest_ms) / self.costs.whole
         else:
@@ -114,6 +117,15 @@ class Meter:
                 over = max(over, (ms - self.table.rest_ms) / most)
             self.goal = price * min(NEAREST, 1 / over)
         return False
+
+
+def _require_feasible(table: LatencyTable, most: float) -> None:
+    """Raise InputError where even the fastest network that was timed takes clearly longer than is allowed."""
+    if (least := min(network.ms for network in table.timed)) > (1 + SLACK) * most:
+        raise InputError(
+            f"no circuit keeps max_latency_ms {most:g}: embedding and unembedding alone take {least:.3g} ms a call "
+            "here; allow more, or leave out tokens (--logits answers, --vocab task)"
+        )
 
 
 def measure(problem: Problem) -> LatencyTable:

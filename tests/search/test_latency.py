@@ -144,8 +144,15 @@ def test_a_network_that_is_fast_enough_stays_nearly_whole() -> None:
 
 @pytest.mark.parametrize("more", [{}, {"max_kl": 100.0}])
 def test_milliseconds_that_nothing_keeps_are_refused_with_the_nearest(more: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"keeps .*max_latency_ms 0.5.*; the nearest has .* [0-9.]+ ms a call, acc"):
-        search(FakeClock(), Budget(max_latency_ms=0.5, **more))
+    with pytest.raises(InputError, match=r"keeps .*max_latency_ms 0.74.*; the nearest has .* [0-9.]+ ms a call, acc"):
+        search(FakeClock(), Budget(max_latency_ms=0.74, **more))
+
+
+def test_less_than_embedding_and_unembedding_take_is_refused_before_the_search() -> None:
+    clock = FakeClock()
+    with pytest.raises(InputError, match=r"no circuit keeps max_latency_ms 0.5: .* alone take 0.75 ms a call here"):
+        search(clock, Budget(max_latency_ms=0.5))
+    assert len(clock.timed) == 9  # the table's
 
 
 def test_quality_and_milliseconds_are_both_kept_or_refused() -> None:
