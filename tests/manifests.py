@@ -18,6 +18,7 @@ EXPORT: dict[str, Any] = {
     "scales": "none",
     "weight_type": "fp32",
     "batch_dependent": False,
+    "in_fp32": [],
     "served": {
         "n": 4, "accuracy": ACCURACY, "circuit_accuracy": 0.5, "agreement": 1.0, "largest_difference": 1e-6,
         "same_verdict": 1.0, "kl": 1e-9,

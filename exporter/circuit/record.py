@@ -8,6 +8,7 @@ from typing import Any
 
 from exporter.checks import require_number, require_type, take_integer, take_items
 from exporter.circuit.components import MLP, Component, Head, Neuron, parse_component
+from exporter.circuit.latency import LatencyTable
 from exporter.errors import InputError
 
 
@@ -120,7 +121,7 @@ class SearchRecord:
     order; `gradual`: smaller and smaller); `given` for a circuit that nobody searched for. kl: the total KL(dense ||
     circuit) on the selection set, in nats; None for a circuit that was given. trace: one entry for each candidate, in
     the order they were tried. budget: what a gradual search had to keep. path: the sizes it tried. learning: None where
-    the weights that stay are the original's.
+    the weights that stay are the original's. latency: what sublayers take, where the budget bounds milliseconds.
     """
 
     alpha: float | None = None
@@ -130,6 +131,7 @@ class SearchRecord:
     budget: Mapping[str, Any] | None = None
     path: tuple[SizeStep, ...] = ()
     learning: Learning | None = None
+    latency: LatencyTable | None = None
 
     def __post_init__(self) -> None:
         require_type("order", self.order, str)
@@ -145,6 +147,7 @@ class SearchRecord:
                 require_type(f"each of {name}", step, kind)
         require_type("budget", self.budget, Mapping, type(None))
         require_type("learning", self.learning, Learning, type(None))
+        require_type("latency", self.latency, LatencyTable, type(None))
 
     def to_json(self) -> dict[str, Any]:
         """The fields that a manifest's `circuit` has beside the circuit itself (docs/design.md, section 7).
@@ -155,6 +158,7 @@ class SearchRecord:
             "budget": self.budget,
             "path": [step.to_json() for step in self.path],
             "learning": None if self.learning is None else asdict(self.learning),
+            "latency": None if self.latency is None else self.latency.to_json(),
         }
         return {
             "alpha": self.alpha,
@@ -188,7 +192,7 @@ class SearchRecord:
     def from_json(cls, data: Mapping[str, Any]) -> SearchRecord:
         """Read what `to_json` wrote; ignores other fields, missing ones take defaults. Raises InputError."""
         trace, path = _take_list(data, "trace"), _take_list(data, "path")
-        learning = data.get("learning")
+        learning, latency = data.get("learning"), data.get("latency")
         try:
             learnt = None if learning is None else Learning(**learning)
         except TypeError as error:
@@ -201,6 +205,7 @@ class SearchRecord:
             budget=data.get("budget"),
             path=tuple(SizeStep.from_json(step) for step in path),
             learning=learnt,
+            latency=None if latency is None else LatencyTable.from_json(latency),
         )
 
 

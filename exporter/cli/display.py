@@ -34,7 +34,8 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
         table.add_row(f"  unseen {name}", _accuracy(unseen.dense), _accuracy(unseen.circuit), f"n = {unseen.n}")
     if manifest.export.precision != "fp32" or manifest.export.logits == "answers":
         served = manifest.export.served
-        name = f"  the file: {manifest.export.precision}, {manifest.export.logits}"
+        kept = "".join(f", {part} in fp32" for part in manifest.export.in_fp32)
+        name = f"  the file: {manifest.export.precision}{kept}, {manifest.export.logits}"
         table.add_row(name, "", _accuracy(served.accuracy), f"as in fp32 on {served.agreement:.1%}")
     table.add_row("KL(dense || circuit)", "", f"{test.kl:.3f}", f"top-1 agreement {test.agreement:.1%}")
     heads, mlps = model.n_layers * model.n_heads, model.n_layers

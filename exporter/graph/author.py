@@ -256,10 +256,11 @@ class GraphAuthor(InputAuthor):
         if not self.is_trimmed(len(self.model.steps) - 1):
             x = self.op("Reshape", x, self.integers(-1, self.d_model), name="final.rows")  # (batch * pos, d_model)
         x = self.norm(x, norm, "final", width=self.d_model)
-        if self.options.precision == "int8":
+        if self.is_int8("unembed"):
             rows = self.linear(x, W_U.T, bias, "unembed", rows=True)
         else:  # Gemm with transB takes (vocab, d_model) as it is stored: no transposed copy
-            is_shared = self.model.tied and self.options.vocabulary is None and self.options.logits != "answers"
+            is_cut = self.options.vocabulary is not None or self.options.logits == "answers"
+            is_shared = self.model.tied and not is_cut and not self.is_int8("W_E")
             added = () if bias is None else (self.weight("unembed.bias", bias),)
             W = self.weight("W_E" if is_shared else "W_U", W_U)
             rows = self.op("Gemm", x, W, *added, name="unembed", transB=1)  # (row, vocab)

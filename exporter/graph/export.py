@@ -104,6 +104,11 @@ def _save(model: ir.Model, path: Path, *, external_data: bool) -> None:
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
+def list_parts(model: CircuitModel) -> list[str]:
+    """What may stay in float32 in an int8 graph, see `GraphOptions.in_fp32`."""
+    return ["W_E", *(sublayer.name for sublayer in model.sublayers()), "unembed"]
+
+
 def count_bytes(model: CircuitModel) -> int:
     """Bytes of a model's weights."""
     return sum(tensor.nbytes for tensor in model.parameters())
@@ -124,7 +129,10 @@ def require_one_file(n_bytes: int) -> None:
 
 
 def _require_fit(model: CircuitModel, options: GraphOptions) -> None:
-    """Raise InputError for tokens or lengths in the options that do not fit the model."""
+    """Raise InputError for tokens, lengths or parts in the options that do not fit the model."""
+    parts = list_parts(model)
+    if unknown := [part for part in options.in_fp32 if part not in parts]:
+        raise InputError(f"in_fp32 has {unknown[0]!r:.60}, and the parts of this model are {', '.join(parts)}")
     n_tokens, length = len(model.W_E), model.length or options.length
     for name in ("answer_ids", "vocabulary", "opening"):
         if outside := [token for token in getattr(options, name) or () if not 0 <= token < n_tokens]:

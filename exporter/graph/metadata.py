@@ -80,8 +80,9 @@ class Origin:
     surgery: str | None = None
 
     def to_metadata(self) -> dict[str, str]:
-        """JSON text by metadata key, without the search's trace and path, which only the manifest holds."""
-        record = {key: value for key, value in self.record.to_json().items() if key not in ("trace", "path")}
+        """JSON text by metadata key; of the search's steps and what it timed only the manifest says more."""
+        left_out = ("trace", "path", "latency")
+        record = {key: value for key, value in self.record.to_json().items() if key not in left_out}
         circuit = self.circuit.to_json() | record
         parts = {"task": self.task.model_dump(), "model": self.model.model_dump(), "circuit": circuit}
         parts["options"] = self.options.to_json()

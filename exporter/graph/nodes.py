@@ -41,11 +41,15 @@ class NodeAuthor:
         """Whether numbers have 16 bits."""
         return bool(self.dtype != np.float32)
 
+    def is_int8(self, name: str) -> bool:
+        """Whether the part that a name begins with, such as `a3` in `a3.out`, is in int8."""
+        return self.options.precision == "int8" and name.partition(".")[0] not in self.options.in_fp32
+
     # --- layers
 
     def linear(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str, *, rows: bool = False) -> ir.Value:
         """x @ weight + bias: x (..., in), weight (in, out). With `rows`, x is (row, in), and one Gemm does both."""
-        if self.options.precision == "int8":
+        if self.is_int8(name):
             return self._linear_int8(x, weight, bias, name)
         W = self.weight(f"{name}.weight", weight)
         if rows:
@@ -120,7 +124,7 @@ class NodeAuthor:
 
     def embed(self, table: Tensor, rows: ir.Value, name: str) -> ir.Value:
         """The table's rows, of (row, d_model), at the indices `rows`, (...): (..., d_model)."""
-        if self.options.precision != "int8":
+        if not self.is_int8(name):
             return self.op("Gather", self.weight(name, table), rows, name=f"{name}.embed")
         scale = _scale_of(table, dim=1)[:, None]  # (row, 1)
         quantised = (table / scale).round().to(torch.int8)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from exporter.checks import require_choice, require_type, take_integer, take_integers
+from exporter.checks import require_choice, require_type, take_integer, take_integers, take_items
 from exporter.errors import InputError
 
 Form = Literal["plain", "masked", "past"]
@@ -41,8 +41,10 @@ class GraphOptions:
     uses standard operators only, `ort` also ONNX Runtime's. precision: of weights and products. scales (int8): one for
     the activations of a whole batch (`tensor`), so that a prompt's logits depend on the other prompts in the batch, or
     one for each `token`, so that they do not. weight_type (int8): how weights are stored; `uint8` is for x86 processors
-    without VNNI, whose 16-bit sums of int8 products saturate. external_data: weights in a file beside the graph, which
-    ONNX Runtime maps into memory. Raises InputError: an option of a wrong type or value, or options that conflict.
+    without VNNI, whose 16-bit sums of int8 products saturate. in_fp32 (int8): parts that stay in float32: sublayers by
+    name (`a3`, the attention of layer 3; `m5`, an MLP), the embedding `W_E`, and `unembed`. external_data: weights in a
+    file beside the graph, which ONNX Runtime maps into memory. Raises InputError: an option of a wrong type or value,
+    or options that conflict.
     """
 
     form: Form = "plain"
@@ -55,6 +57,7 @@ class GraphOptions:
     precision: Precision = "fp32"
     scales: Scales = "tensor"
     weight_type: WeightType = "int8"
+    in_fp32: tuple[str, ...] = ()
     external_data: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -81,6 +84,9 @@ class GraphOptions:
             object.__setattr__(self, "vocabulary", take_integers("vocabulary", self.vocabulary))
         if self.length is not None:
             object.__setattr__(self, "length", take_integer("length", self.length, least=1))
+        object.__setattr__(self, "in_fp32", take_items("in_fp32", self.in_fp32))
+        for part in self.in_fp32:
+            require_type("each of in_fp32", part, str)
         require_type("external_data", self.external_data, bool)
         if bool(self.answer_ids) != (self.logits == "answers"):
             raise InputError("answer_ids and logits='answers' go together; give both or neither")
@@ -90,6 +96,8 @@ class GraphOptions:
             raise InputError("vocabulary must be token ids in rising order, each once")
         if self.scales == "token" and self.precision != "int8":
             raise InputError(f"scales by token are for int8, not {self.precision}; leave them out")
+        if self.in_fp32 and self.precision != "int8":
+            raise InputError(f"in_fp32 is for int8, not {self.precision}; leave it out")
         if self.vocabulary is not None and not self.vocabulary:
             raise InputError("vocabulary is empty; give the token ids that prompts can have, or None for all")
         if self.opening and (self.form != "plain" or self.logits == "all" or self.vocabulary is None):

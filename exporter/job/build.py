@@ -26,6 +26,7 @@ from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fit
 from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.job.plan import Plan, hash_sets
+from exporter.job.rounding import choose_rounding
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
 from exporter.outputs.healed import load_surgery_of
@@ -34,6 +35,7 @@ from exporter.outputs.reference import load_dense
 from exporter.rewrite.folds import fold_model
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
 from exporter.runtime.session import has_provider, open_session
+from exporter.search.latency import SLACK
 from exporter.search.rules import DEPLOY
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
@@ -44,7 +46,6 @@ LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
 LATENCY_BLOCKS = 7
-LATENCY_SLACK = 0.1  # of a latency budget, for a file that is measured again after it was written
 
 
 class Clock:
@@ -88,6 +89,8 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
             rewritten = copy.deepcopy(rewritten).float()
     with clock.stage("export"):
+        if not rehearsed:
+            options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
         description, beside = _export(plan, found, surgery, rewritten, path, options)
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, gated=not rehearsed)
@@ -156,7 +159,7 @@ def require_latency(plan: Plan, path: Path) -> None:
     most = None if plan.job.budget is None else plan.job.budget.max_latency_ms
     if plan.circuit is not None or most is None:
         return
-    if (found := time_file(plan, path)) > (1 + LATENCY_SLACK) * most:
+    if (found := time_file(plan, path)) > (1 + SLACK) * most:
         raise InputError(
             f"the file takes {found:.3g} ms a call where at most {most:g} were allowed; no file was left: run it again "
             "on a quiet machine, or allow more"
@@ -189,7 +192,7 @@ def _check(
         exact = path
         if options.precision != "fp32":
             exact = folder / path.name
-            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor"))
+            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor", in_fp32=()))
         try:
             exactness = verify_surgery(model, surgery, rewritten, exact, patching=data.patching, prompts=data.test)
         except ExactnessError:

@@ -157,6 +157,9 @@ def _say_export(export: ExportInfo) -> str:
         f"In {export.precision} the file itself is right on {served.accuracy.accuracy:.1%} of {served.n} held-out "
         f"prompts and answers like the circuit in fp32 on {served.agreement:.1%}."
     )
+    if export.in_fp32:
+        names = escape_markdown(", ".join(export.in_fp32))
+        parts.append(f"Of its parts {names} stayed in fp32: in int8 they lost more than the budget allows.")
     if export.batch_dependent:
         parts.append("A prompt's logits depend slightly on the others in its batch (one scale for all activations).")
     return " ".join(parts)

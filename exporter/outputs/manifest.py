@@ -47,7 +47,8 @@ class ExportInfo(Plain):
 
     answer_ids: the token of each logit, where not all are there. vocabulary: how many embeddings are kept, None for
     all. opening: how many first tokens were computed at export. batch_dependent: whether a prompt's logits can depend
-    on the others in its batch, beyond rounding. served: the file's own figures on the test set.
+    on the others in its batch, beyond rounding. in_fp32: parts of an int8 file that stay in float32, as `GraphOptions`
+    names them. served: the file's own figures on the test set.
     """
 
     logits: str
@@ -59,6 +60,7 @@ class ExportInfo(Plain):
     scales: str
     weight_type: str
     batch_dependent: bool
+    in_fp32: list[str] = Field(default_factory=list)
     served: Served
 
     @classmethod
@@ -75,6 +77,7 @@ class ExportInfo(Plain):
             scales=options.scales if int8 else "none",
             weight_type=options.weight_type if int8 else options.precision,
             batch_dependent=int8 and options.scales == "tensor",
+            in_fp32=list(options.in_fp32),
             served=served,
         )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from exporter.circuit import Circuit, SizeStep, decision_from_json
+from exporter.circuit import Circuit, LatencyTable, SizeStep, decision_from_json
 from exporter.search.journal import Journal
 from exporter.search.state import Packed
 from exporter.search.walk import Walk
@@ -22,13 +22,15 @@ class Checkpoint:
     """All that a gradual search goes on from after a size.
 
     path: the sizes so far. base: what the next cut is made from; None for the dense model. best: the smallest network
-    that kept the budget, if one did; the same object as `base` where it is the same network.
+    that kept the budget, if one did; the same object as `base` where it is the same network. table, goal: of the Meter.
     """
 
     path: tuple[SizeStep, ...]
     walk: Walk
     base: Packed | None
     best: Packed | None
+    table: LatencyTable | None = None
+    goal: float = 0.0
 
 
 def save_checkpoint(journal: Journal, checkpoint: Checkpoint) -> None:
@@ -36,7 +38,8 @@ def save_checkpoint(journal: Journal, checkpoint: Checkpoint) -> None:
     base = _write(journal, checkpoint.base)
     best = base if checkpoint.best is checkpoint.base else _write(journal, checkpoint.best)
     size, walk = checkpoint.path[-1].to_json(), asdict(checkpoint.walk)
-    journal.add({"size": size, "walk": walk, "base": base, "best": best})
+    meter = {"table": None if checkpoint.table is None else checkpoint.table.to_json(), "goal": checkpoint.goal}
+    journal.add({"size": size, "walk": walk, "base": base, "best": best, **meter})
     journal.weights.keep({network["sha256"] for network in (base, best) if network is not None})
 
 
@@ -48,7 +51,7 @@ def load_checkpoint(journal: Journal) -> Checkpoint | None:
     last = entries[-1]
     base = _read(journal, last.base)
     best = base if last.best == last.base else _read(journal, last.best)
-    return Checkpoint(tuple(entry.size for entry in entries), last.walk, base, best)
+    return Checkpoint(tuple(entry.size for entry in entries), last.walk, base, best, last.table, last.goal)
 
 
 def read_prior(journal: Journal, *, gradual: bool) -> dict[str, Any]:
@@ -64,6 +67,8 @@ class _Entry:
     walk: Walk
     base: tuple[Circuit, str] | None
     best: tuple[Circuit, str] | None
+    table: LatencyTable | None
+    goal: float
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> _Entry:
@@ -72,7 +77,9 @@ class _Entry:
             None if network is None else (Circuit.from_json(network["circuit"]), _take_hash(network["sha256"]))
             for network in (data["base"], data["best"])
         )
-        return cls(SizeStep.from_json(data["size"]), Walk.from_json(data["walk"]), base, best)
+        table = None if data["table"] is None else LatencyTable.from_json(data["table"])
+        size, walk = SizeStep.from_json(data["size"]), Walk.from_json(data["walk"])
+        return cls(size, walk, base, best, table, float(data["goal"]))
 
 
 def _take_hash(value: Any) -> str:

@@ -23,10 +23,10 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import Offer, choose_units
 from exporter.search.checkpoints import Checkpoint
-from exporter.search.cost import count_costs
 from exporter.search.gates import score_units
 from exporter.search.healing import HARMLESS, Healer, ask_dense, choose_lessons
 from exporter.search.judging import CHUNK, Judgement, judge, judge_network
+from exporter.search.latency import Meter
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
 from exporter.search.rules import Budget
@@ -90,6 +90,7 @@ class _Search:
         self.healer = Healer(self.lessons, aside, problem.teacher, problem.ranks, self.plan)
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
+        self.meter = Meter(problem, self.budget, self.bounds, setup=SETUP)
         self.most_kl = math.inf if problem.teacher == "labels" else MOST_OF_CONSTANT * self._judge_constant().kl
         self.start = start_state(self.dense, problem.replacements.ablation, problem.patching.length)
         self.base, self.best = self.start, None
@@ -106,7 +107,7 @@ class _Search:
         while self._goes_on():
             heals = self.heals and (walk.target <= HEALED or walk.failures > 0)
             judged = heals or not self.heals  # a large network that is not healed yet says nothing
-            trial = self._cut(self.base, max(walk.target, self._find_goal()))
+            trial = self._cut(self.base, max(walk.target, self.meter.goal))
             if trial.model.count_parameters() in {step.parameters for step in self.path}:
                 walk.target = (walk.target * walk.base) ** 0.5  # the same cut as one that was tried
                 if walk.target > NEAREST * walk.base:
@@ -115,7 +116,7 @@ class _Search:
             step = self._heal_and_judge(trial, heals=heals)
             self.path.append(step)
             harmless = step.kept and step.kl_cut < HARMLESS
-            walk.go_on(self._price(trial), kept=step.kept, judged=judged, harmless=harmless)
+            walk.go_on(self.meter.costs.price(trial.model), kept=step.kept, judged=judged, harmless=harmless)
             if step.kept:
                 self.best = trial
             self.base = trial if step.kept or not judged else self.best or self.start
@@ -132,13 +133,13 @@ class _Search:
         """Whether the last size ends a walk on which quality is not bounded."""
         if self.budget.bounds_quality or self.best is None or not self.path[-1].kept:
             return False
-        return self._keeps_cost(self.best)
+        return self.meter.keeps(self.best)
 
     def _make_checkpoint(self) -> Checkpoint:
         """What an interrupted search goes on from."""
         best = None if self.best is None else pack_state(self.best)
         base = best if self.base is self.best else None if self.base is self.start else pack_state(self.base)
-        return Checkpoint(tuple(self.path), replace(self.walk), base, best)
+        return Checkpoint(tuple(self.path), replace(self.walk), base, best, self.meter.table, self.meter.goal)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Go on from there."""
@@ -151,7 +152,7 @@ class _Search:
     def finish(self) -> tuple[Surgery, SearchRecord]:
         """The smallest network that kept the budget, healed once more; raises InputError where there is none."""
         best, problem = self.best, self.problem
-        if best is None or not self._keeps_cost(best):
+        if best is None or not self.meter.keeps(best):
             raise InputError(self._describe_nearest())
         judged, n_steps = judge_network(best.model, self.selection), sum(step.steps for step in self.path)
         if self.heals:
@@ -166,10 +167,11 @@ class _Search:
         learnt = (len(self.lessons), n_steps, self.lessons.prompts.n_unlabelled)
         learning = Learning(problem.heal, problem.teacher, *learnt) if self.heals else None
         budget, path = self.budget.to_json(), tuple(self.path)
-        return surgery, SearchRecord(order="gradual", kl=judged.kl, budget=budget, path=path, learning=learning)
+        found = SearchRecord(order="gradual", kl=judged.kl, budget=budget, path=path, learning=learning)
+        return surgery, replace(found, latency=self.meter.table)
 
     def _cut(self, base: State, target: float) -> State:
-        """A network of at most the target's share of the dense model's parameters, not healed yet."""
+        """A network that costs at most the target's share of the dense model, not healed yet."""
         problem, model, ranks = self.problem, base.model, self.problem.ranks
         is_first = base is self.start
         lessons = self.lessons.take(torch.arange(min(len(self.lessons), SCORED_FIRST if is_first else SCORED)))
@@ -192,18 +194,18 @@ class _Search:
     def _choose(self, base: State, worth: Mapping[str, Tensor], target: float) -> Circuit:
         """The circuit of the units that are worth most for what they cost."""
         offers: dict[str, Offer] = {}
-        fixed = sum(p.numel() for p in self.dense.final_norm.parameters())
+        costs, fixed = self.meter.costs, self.meter.costs.fixed
         heads: list[Head] = []
         mlps: list[int] = []
         neurons: dict[int, tuple[int, ...]] = {}
         sites = {sublayer.sites[-1].name: sublayer.sites[-1] for sublayer in base.model.sublayers()}
         for sublayer in base.model.sublayers():
-            site, (per_unit, beside) = sublayer.sites[-1], count_costs(sublayer)
+            site, (per_unit, setup) = sublayer.sites[-1], costs.of(sublayer)
             if self.problem.is_candidate(site):
-                offers[site.name] = Offer(worth[site.name], per_unit, beside + SETUP * self.size)
+                offers[site.name] = Offer(worth[site.name], per_unit, setup)
             else:
-                fixed += round(per_unit * len(site.units) + beside)
-        chosen = choose_units(offers, max(0.0, target * self.size - fixed))
+                fixed += per_unit * len(site.units) + setup
+        chosen = choose_units(offers, max(0.0, target * costs.whole - fixed))
         for name, site in sites.items():
             stays = chosen[name].tolist() if name in chosen else [True] * len(site.units)
             units = tuple(unit for unit, is_kept in zip(site.units, stays, strict=True) if is_kept)
@@ -239,11 +241,6 @@ class _Search:
             kept=self._keeps_quality(after),
         )
 
-    def _price(self, state: State) -> float:
-        """What the units and sublayers of a network cost, as a share of the dense model's parameters (see `SETUP`)."""
-        n_sublayers = sum(1 for _ in state.model.sublayers())
-        return state.model.count_parameters() / self.size + SETUP * n_sublayers
-
     def _judge_constant(self) -> Judgement:
         """How a model does that gives every prompt what the dense model says on average."""
         parts = self.lessons.split(CHUNK)
@@ -258,28 +255,16 @@ class _Search:
         near = judged.kl <= self.most_kl or not self.budget.bounds_quality
         return near and self.bounds.keeps_quality(judged.accuracy, judged.kl)
 
-    def _find_goal(self) -> float:
-        """The share of the dense model's parameters at which the walk ends where quality is not bounded."""
-        return 0.0 if self.budget.bounds_quality else self.bounds.max_params / self.size
-
-    def _keeps_cost(self, state: State) -> bool:
-        problem = self.problem
-        latency = 0.0
-        if self.budget.max_latency_ms is not None and problem.time is not None:
-            latency = cast(
-                "float", problem.ranks.share(problem.time(state.model.on_device("cpu")))
-            )  # all ranks decide alike
-        return self.bounds.keeps_cost(state.model.count_parameters(), latency)
-
     def _describe_nearest(self) -> str:
         """What to say where nothing keeps the budget."""
         wanted = ", ".join(f"{name} {value}" for name, value in self.budget.to_json().items())
         tried = [step for step in self.path if step.kept] or self.path
         nearest = min(tried, key=lambda s: s.parameters) if self.best else max(tried, key=lambda s: s.accuracy)
+        speed = f"{self.meter.time(self.best):.3g} ms a call, " if self.best and self.meter.table else ""
         return (
             f"no smaller circuit was found that keeps {wanted}; the nearest has {nearest.parameters:,} parameters "
-            f"({nearest.parameters / self.size:.1%}), accuracy {nearest.accuracy:.1%} and KL {nearest.kl:.3g} on the "
-            "selection set: allow more, or give more patching prompts"
+            f"({nearest.parameters / self.size:.1%}), {speed}accuracy {nearest.accuracy:.1%} and KL {nearest.kl:.3g} "
+            "on the selection set: allow more, or give more patching prompts"
         )
 
     def _make_seed(self) -> int:

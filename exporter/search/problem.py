@@ -38,8 +38,9 @@ class Problem:
     A gradual search has a Budget as its rule, needs `patching`, which it learns from as `heal`, `teacher` and `seed`
     say, and tables for the neurons of every layer. `normed` is the dense model's residual after the final norm at the
     answer positions of `patching`, (prompt, step, d_model), where somebody has it already. `time` gives the
-    milliseconds of a network as an exported file. `checkpoint` is where an interrupted run of the same search was;
-    `on_checkpoint` is called after each size, before `on_size`, with what that run would go on from.
+    milliseconds of a network as an exported file: a latency budget needs it, and times small networks first.
+    `checkpoint` is where an interrupted run of the same search was; `on_checkpoint` is called after each size, before
+    `on_size`, with what that run would go on from.
     """
 
     dense: CircuitModel
@@ -65,6 +66,8 @@ class Problem:
         require_type("mlps", self.mlps, bool)
         if self.memory_limit is not None:
             take_integer("memory_limit", self.memory_limit, least=1)
+        if isinstance(self.rule, Budget) and self.rule.max_latency_ms is not None and self.time is None:
+            raise InputError("max_latency_ms needs `time`, which gives the milliseconds of a network as a file")
         length = self.replacements.length
         if length is not None and length != self.selection.length:
             raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -77,6 +78,14 @@ class Budget:
         """The bounds that are given."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
         return given if self.max_latency_ms is not None else {k: v for k, v in given.items() if k != "batch"}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Budget:
+        """Read what `to_json` wrote; raises InputError."""
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise InputError(f"{dict(data)!r:.100} is no budget ({error})") from error
 
     def resolve(self, *, accuracy: float, parameters: int) -> Bounds:
         """The bounds in numbers, for a dense model of this accuracy on the selection set and so many parameters."""

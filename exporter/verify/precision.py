@@ -82,28 +82,35 @@ def evaluate_file(session: onnxruntime.InferenceSession, circuit: CircuitModel, 
     )
 
 
-def require_precision(served: Served, options: GraphOptions) -> None:
-    """Raises ExactnessError: a file in reduced precision is too far from the circuit. Does nothing for fp32.
+def is_near(served: Served) -> bool:
+    """Whether a file in reduced precision answers like the circuit in fp32: same_verdict, accuracy and kl.
 
-    The criteria are same_verdict, accuracy and kl. Agreement is none: where several answers are right, rounding may
-    change which of them is likeliest (in greater-than, on one prompt in seven), which is no error.
+    Agreement is no criterion: where several answers are right, rounding may change which of them is likeliest (in
+    greater-than, on one prompt in seven), which is no error.
     """
-    if options.precision == "fp32":
-        return
     assert served.same_verdict is not None
     assert served.kl is not None
     lost = abs(served.circuit_accuracy - served.accuracy.accuracy)
     # 1e-9: rounding of shares; the comparisons are false for NaN
-    if served.same_verdict >= LEAST_SAME - 1e-9 and lost <= MOST_LOSS + 1e-9 and served.kl <= MOST_KL:
+    return served.same_verdict >= LEAST_SAME - 1e-9 and lost <= MOST_LOSS + 1e-9 and served.kl <= MOST_KL
+
+
+def require_precision(served: Served, options: GraphOptions) -> None:
+    """Raises ExactnessError: a file in reduced precision is too far from the circuit. Does nothing for fp32."""
+    if options.precision == "fp32" or is_near(served):
         return
-    fits_int8 = options.precision == "int8" and options.scales == "tensor"
-    remedy = "try --int8-scales token, or" if fits_int8 else "take"
     raise ExactnessError(
         f"in {options.precision} the circuit is right or wrong as in fp32 on {served.same_verdict:.1%} of {served.n} "
         f"test prompts ({LEAST_SAME:.0%} are needed), with accuracy {served.accuracy.accuracy:.1%} where fp32 has "
         f"{served.circuit_accuracy:.1%}, {served.kl:.2g} nats from it ({MOST_KL:g} at most); no file was left: "
-        f"{remedy} --precision fp32"
+        f"{find_remedy(options)} --precision fp32"
     )
+
+
+def find_remedy(options: GraphOptions) -> str:
+    """What may help where a reduced precision loses too much, beside --precision fp32."""
+    fits_int8 = options.precision == "int8" and options.scales == "tensor"
+    return "try --int8-scales token, or" if fits_int8 else "take"
 
 
 def _answer_logits(session: onnxruntime.InferenceSession, part: Dataset) -> Tensor:
