@@ -26,8 +26,9 @@ from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import Offer, choose_units
 from exporter.search.cost import count_costs
 from exporter.search.gates import score_units
-from exporter.search.healing import HARMLESS, Healer, Lessons, answer, ask_dense
+from exporter.search.healing import HARMLESS, Lessons, answer, ask_dense
 from exporter.search.problem import Problem
+from exporter.search.refit import make_healer
 from exporter.search.rules import Budget
 from exporter.search.state import State, copy_state, cut_state, make_surgery, pick_tables, select_tables, start_state
 
@@ -130,7 +131,7 @@ class _Search:
         n_aside = min(MOST_ASIDE, int(len(lessons) * ASIDE))
         aside = lessons.take(rows[:n_aside]) if n_aside >= LEAST_ASIDE else None
         self.lessons = lessons if aside is None else lessons.take(rows[n_aside:])
-        self.healer = Healer(self.lessons, aside, problem.teacher, ranks=problem.ranks)
+        self.healer = make_healer(problem, self.lessons, aside)
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
         self.most_kl = math.inf if problem.teacher == "labels" else MOST_OF_CONSTANT * self._judge_constant().kl
@@ -238,7 +239,7 @@ class _Search:
             n_steps += self.healer.heal(trial.model, steps=steps, seed=self._make_seed() + attempt)
             after = judge_network(trial.model, self.selection)
             lacks = self.bounds.min_accuracy - after.accuracy
-            if self._keeps_quality(after) or lacks > WORTH_MORE:
+            if self._keeps_quality(after) or lacks > WORTH_MORE or not n_steps:  # a refit is the same again
                 break
         return SizeStep(
             parameters=parameters,

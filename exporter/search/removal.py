@@ -1,0 +1,107 @@
+"""Removal with repair: which units of a sublayer can go if the others make up for it, and what that costs.
+
+Optimal Brain Surgeon (Hassibi and Stork, 1993) with rows of an output projection in the place of single weights, as in
+ZipLM (arXiv 2302.04089) and OSSCAR (arXiv 2403.12983). With H the centred covariance of what the projection W reads, a
+unit of rows B that goes raises the squared error by W_B' ([H^-1]_BB)^-1 W_B, summed over *all* output columns, once the
+rows that stay are refitted; and H^-1 without the unit follows from H^-1 by a downdate. So one pass gives an order and
+the error after each removal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exporter.network.model import CircuitModel
+from exporter.network.step import find_last_attending
+from exporter.search.moments import Moments, list_outputs, read_inputs, take_slopes
+from exporter.tasks.dataset import Dataset
+
+DAMPING = 1e-2  # of the mean variance of an input
+_SHRINK = 0.8  # what is gone is left out of the matrices when so many units of them are left
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """The units of a sublayer in the order in which they go, (unit,), and the squared error after each, (unit,)."""
+
+    order: Tensor
+    errors: Tensor
+
+    @property
+    def worth(self) -> Tensor:
+        """By how much the error grows when a unit goes in this order, and never less than of one before it: (unit,)."""
+        rises = self.errors.diff(prepend=self.errors.new_zeros(1)).cummax(0).values
+        return torch.empty_like(rises).index_copy_(0, self.order, rises)
+
+
+def remove_units(H: Tensor, W: Tensor, size: int) -> Removal:
+    """Remove units of `size` rows each, one after the other, always the one that raises the error least.
+
+    H: (k, k), positive definite, a sum over tokens. W: (k, m), the projection that the error is measured from, times
+    a square root of the metric where output columns do not count alike. All in float64.
+    """
+    units, inverse = torch.arange(len(H) // size), torch.linalg.inv(H)
+    W = W.unflatten(0, (-1, size)).clone()  # (unit, size, m)
+    is_here = torch.ones(len(units), dtype=torch.bool)
+    order, errors, error = [], [], torch.zeros((), dtype=H.dtype)
+    while is_here.any():
+        if is_here.sum() < _SHRINK * len(units):
+            rows = is_here.repeat_interleave(size)
+            units, inverse, W = units[is_here], inverse[rows][:, rows], W[is_here]
+            is_here = is_here[is_here]
+        blocks = inverse.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2)  # (size, size, unit)
+        blocks = blocks.permute(2, 0, 1).clone()  # (unit, size, size)
+        blocks[~is_here] = torch.eye(size, dtype=H.dtype)
+        changes = torch.linalg.solve(blocks, W)  # ([H^-1]_BB)^-1 W_B
+        rises = (W * changes).sum((1, 2)).masked_fill(~is_here, torch.inf)
+        unit = int(rises.argmin())
+        error = error + rises[unit]
+        order.append(units[unit])
+        errors.append(error)
+        is_here[unit] = False
+        columns = inverse[:, unit * size : (unit + 1) * size].clone()  # (k, size)
+        W -= (columns @ changes[unit]).view_as(W)
+        W[unit] = 0.0
+        inverse -= columns @ torch.linalg.solve(blocks[unit], columns.T)
+    return Removal(torch.stack(order), torch.stack(errors))
+
+
+@torch.no_grad()
+def score_repaired(model: CircuitModel, parts: Sequence[Dataset], drawn: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What each unit is worth if the others make up for it, by site: (unit,) float64, to compare across sublayers.
+
+    drawn: tokens from the dense model's distribution, (prompt, step) for each part. With g the gradient of their
+    log-likelihood at a sublayer's output, errors are measured in the metric of g g', and a token weighs |g|^2 in H: the
+    Fisher information of the output projection, as if it were a product of the two (arXiv 1503.05671).
+    """
+    last = find_last_attending(model.steps)
+    n_rows, d_model = model.length or 1, model.W_E.shape[1]
+    moments = [Moments(n_rows, sum(len(output) for output in list_outputs(step)), 0) for step in model.steps]
+    metrics = torch.zeros(len(moments), d_model, d_model, dtype=torch.float64)
+    for part, tokens in zip(parts, drawn, strict=True):
+        at = model.place(part.input_ids, part.mask, length=part.length)
+        x = model.embed(part.input_ids, at)
+        for index, (step, slope) in enumerate(zip(model.steps, take_slopes(model, part, tokens), strict=True)):
+            n_last, slope = part.n_steps if index >= last else None, slope.double()
+            inputs = read_inputs(step, x, at, n_last)
+            rows = at.take_last(n_last).rows if n_rows > 1 else torch.zeros(1, 1, dtype=torch.int64)
+            moments[index].add(inputs, slope[..., :0], rows, slope.square().sum(-1))
+            metrics[index] += slope.flatten(0, 1).T @ slope.flatten(0, 1)
+            x = step(x, at, n_last=n_last)
+    scores = {}
+    for step, found, metric in zip(model.steps, moments, metrics, strict=True):
+        metric = metric / metric.trace().clamp(min=1e-300)
+        variances, axes = torch.linalg.eigh(metric)
+        root = axes * variances.clamp(min=0).sqrt()
+        place = 0
+        for sublayer, output in zip(step.sublayers, list_outputs(step), strict=True):
+            rows = slice(place, place := place + len(output))
+            H = found.centre()[0][rows, rows]
+            H += (DAMPING * H.diagonal().mean() + 1e-300) * torch.eye(len(H), dtype=H.dtype)
+            site = sublayer.sites[-1]
+            scores[site.name] = remove_units(H, output.double() @ root, len(output) // len(site.units)).worth
+    return scores
