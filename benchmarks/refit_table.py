@@ -22,11 +22,10 @@ from exporter.evidence.fitness import require_tokenizer
 from exporter.loading.load import load_model
 from exporter.network.model import CircuitModel
 from exporter.rewrite.replacements import compute_replacements
-from exporter.search.gates import score_units
 from exporter.search.gradual import _Search, judge_network
 from exporter.search.problem import Problem
 from exporter.search.refit import refit
-from exporter.search.removal import score_repaired
+from exporter.search.removal import score_cut
 from exporter.search.rules import Budget
 from exporter.search.state import State, copy_state, cut_state
 from exporter.tasks import SplitSizes, load_task
@@ -114,19 +113,19 @@ class Bench:
         ablation = self.problem.replacements.ablation
         means = compute_replacements(base.model, few.prompts, ablation=ablation, neurons=layers)
         generator = torch.Generator().manual_seed(0)
-        parts = few.split(32)
-        drawn = [part.draw_tokens(generator) for part in parts]
-        prompts = [part.prompts for part in parts]
-        if repaired:
-            worth = score_repaired(base.model, prompts, drawn)
-        else:
-            worth = score_units(base.model, prompts, drawn, means)
+        drawn = [(part.prompts, part.draw_tokens(generator)) for part in few.split(32)]
+        worth = score_cut(base.model, drawn, means, repaired=repaired)
         return cut_state(base, self.search._choose(base, worth, size), means)
 
     def refit(self, model: CircuitModel) -> None:
         """In closed form."""
         healer = self.search.healer.healer
-        refit(model, self.problem.dense, self.search.lessons.prompts, healer.aside and healer.aside.prompts)
+        refit(
+            model,
+            self.problem.dense,
+            self.search.lessons.prompts,
+            None if healer.aside is None else healer.aside.prompts,
+        )
 
     def train(self, model: CircuitModel) -> None:
         """By `STEPS` steps at most."""

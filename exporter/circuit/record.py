@@ -94,8 +94,8 @@ class SizeStep:
 class Learning:
     """How the survivors' weights came to differ from the original's.
 
-    heal: `distil`. teacher: `dense`, `labels` or `both`. prompts: how many were learnt from. steps: of
-    training, over all sizes.
+    heal: `distil` or `refit`. teacher: `dense`, `labels` or `both`. prompts: how many were learnt from. steps: of
+    training, over all sizes; 0 where weights were solved in closed form.
     """
 
     heal: str
@@ -176,6 +176,8 @@ class SearchRecord:
         learnt = self.learning
         if learnt is None:
             return "the original's"
+        if learnt.heal == "refit":
+            return f"refitted in closed form, not the original's: to {learnt.teacher} on {learnt.prompts:,} prompts"
         return (
             f"healed, not the original's: {learnt.heal} from {learnt.teacher} on {learnt.prompts:,} prompts, "
             f"{learnt.steps:,} steps"

@@ -47,7 +47,8 @@ class Mender:
         healer = self.healer
         if self.refits:
             before, kept = healer.look(model), [parameter.clone() for parameter in model.parameters()]
-            refit(model, self.dense, healer.lessons.prompts, healer.aside and healer.aside.prompts, ranks=healer.ranks)
+            aside = None if healer.aside is None else healer.aside.prompts
+            refit(model, self.dense, healer.lessons.prompts, aside, ranks=healer.ranks)
             if healer.look(model) > before:
                 for parameter, values in zip(model.parameters(), kept, strict=True):
                     parameter.copy_(values)
@@ -131,6 +132,6 @@ def _solve(step: Step, fitted: Moments, held: Moments | None) -> None:
     W, constant = changes[0] if held is None else min(changes, key=lambda change: held.error(*change))
     outputs = list_outputs(step)
     for output, rows in zip(outputs, W.split([len(output) for output in outputs]), strict=True):
-        output += rows.to(output)
+        output.add_(rows.to(output))
     assert step.constant is not None
-    step.constant += constant.view_as(step.constant).to(step.constant)
+    step.constant.add_(constant.view_as(step.constant).to(step.constant))

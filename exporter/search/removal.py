@@ -17,7 +17,10 @@ from torch import Tensor
 
 from exporter.network.model import CircuitModel
 from exporter.network.step import find_last_attending
+from exporter.rewrite.replacements import Replacements
+from exporter.search.gates import score_units
 from exporter.search.moments import Moments, list_outputs, read_inputs, take_slopes
+from exporter.search.ranks import SOLO, Ranks
 from exporter.tasks.dataset import Dataset
 
 DAMPING = 1e-2  # of the mean variance of an input
@@ -53,10 +56,10 @@ def remove_units(H: Tensor, W: Tensor, size: int) -> Removal:
             rows = is_here.repeat_interleave(size)
             units, inverse, W = units[is_here], inverse[rows][:, rows], W[is_here]
             is_here = is_here[is_here]
-        blocks = inverse.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2)  # (size, size, unit)
+        blocks = inverse.unflatten(0, (-1, size)).unflatten(2, (-1, size)).diagonal(dim1=0, dim2=2)
         blocks = blocks.permute(2, 0, 1).clone()  # (unit, size, size)
         blocks[~is_here] = torch.eye(size, dtype=H.dtype)
-        changes = torch.linalg.solve(blocks, W)  # ([H^-1]_BB)^-1 W_B
+        changes = W / blocks if size == 1 else torch.linalg.solve(blocks, W)  # ([H^-1]_BB)^-1 W_B
         rises = (W * changes).sum((1, 2)).masked_fill(~is_here, torch.inf)
         unit = int(rises.argmin())
         error = error + rises[unit]
@@ -70,38 +73,64 @@ def remove_units(H: Tensor, W: Tensor, size: int) -> Removal:
     return Removal(torch.stack(order), torch.stack(errors))
 
 
+def score_cut(
+    model: CircuitModel,
+    drawn: Sequence[tuple[Dataset, Tensor]],
+    means: Replacements,
+    *,
+    repaired: bool,
+    ranks: Ranks = SOLO,
+) -> dict[str, Tensor]:
+    """What each unit is worth, by site: (unit,) float64; `repaired`, if the others make up for it.
+
+    drawn: parts of the prompts, with tokens from the dense model's distribution, (prompt, step) each.
+    """
+    own = drawn[ranks.rank :: ranks.size]
+    if repaired:
+        return score_repaired(model, own, ranks=ranks)
+    worth = score_units(model, [prompts for prompts, _ in own], [tokens for _, tokens in own], means)
+    ranks.add_up(list(worth.values()))
+    return worth
+
+
 @torch.no_grad()
-def score_repaired(model: CircuitModel, parts: Sequence[Dataset], drawn: Sequence[Tensor]) -> dict[str, Tensor]:
+def score_repaired(
+    model: CircuitModel, drawn: Sequence[tuple[Dataset, Tensor]], *, ranks: Ranks = SOLO
+) -> dict[str, Tensor]:
     """What each unit is worth if the others make up for it, by site: (unit,) float64, to compare across sublayers.
 
-    drawn: tokens from the dense model's distribution, (prompt, step) for each part. With g the gradient of their
-    log-likelihood at a sublayer's output, errors are measured in the metric of g g', and a token weighs |g|^2 in H: the
-    Fisher information of the output projection, as if it were a product of the two (arXiv 1503.05671).
+    drawn: as in `score_cut`. With g the gradient of the tokens' log-likelihood at a sublayer's output, errors are
+    measured in the metric of g g', and a token weighs |g|^2 in H: the Fisher information of the output projection, as
+    if it were a product of the two (arXiv 1503.05671).
     """
+    moments, metrics = _gather(model, drawn)
+    ranks.add_up([tensor for found in moments for tensor in found.sums] + [metrics])
+    scores = {}
+    for step, found, metric in zip(model.steps, moments, metrics, strict=True):
+        variances, axes = torch.linalg.eigh(metric / metric.trace().clamp(min=1e-300))
+        root, (C_xx, _), start = axes * variances.clamp(min=0).sqrt(), found.centre(), 0
+        for sublayer, output in zip(step.sublayers, list_outputs(step), strict=True):
+            here = slice(start, start + len(output))
+            start += len(output)
+            H, site = C_xx[here, here], sublayer.sites[-1]
+            H = H + (DAMPING * H.diagonal().mean() + 1e-300) * torch.eye(len(H), dtype=H.dtype)
+            scores[site.name] = remove_units(H, output.double() @ root, len(output) // len(site.units)).worth
+    return scores
+
+
+def _gather(model: CircuitModel, drawn: Sequence[tuple[Dataset, Tensor]]) -> tuple[list[Moments], Tensor]:
+    """For each step, moments of what its projections read, and the sum of g g' at its output: (step, d_model, d_model)."""
     last = find_last_attending(model.steps)
     n_rows, d_model = model.length or 1, model.W_E.shape[1]
     moments = [Moments(n_rows, sum(len(output) for output in list_outputs(step)), 0) for step in model.steps]
     metrics = torch.zeros(len(moments), d_model, d_model, dtype=torch.float64)
-    for part, tokens in zip(parts, drawn, strict=True):
+    for part, tokens in drawn:
         at = model.place(part.input_ids, part.mask, length=part.length)
         x = model.embed(part.input_ids, at)
         for index, (step, slope) in enumerate(zip(model.steps, take_slopes(model, part, tokens), strict=True)):
-            n_last, slope = part.n_steps if index >= last else None, slope.double()
-            inputs = read_inputs(step, x, at, n_last)
+            n_last, g = part.n_steps if index >= last else None, slope.double()
             rows = at.take_last(n_last).rows if n_rows > 1 else torch.zeros(1, 1, dtype=torch.int64)
-            moments[index].add(inputs, slope[..., :0], rows, slope.square().sum(-1))
-            metrics[index] += slope.flatten(0, 1).T @ slope.flatten(0, 1)
+            moments[index].add(read_inputs(step, x, at, n_last), g[..., :0], rows, g.square().sum(-1))
+            metrics[index] += g.flatten(0, 1).T @ g.flatten(0, 1)
             x = step(x, at, n_last=n_last)
-    scores = {}
-    for step, found, metric in zip(model.steps, moments, metrics, strict=True):
-        metric = metric / metric.trace().clamp(min=1e-300)
-        variances, axes = torch.linalg.eigh(metric)
-        root = axes * variances.clamp(min=0).sqrt()
-        place = 0
-        for sublayer, output in zip(step.sublayers, list_outputs(step), strict=True):
-            rows = slice(place, place := place + len(output))
-            H = found.centre()[0][rows, rows]
-            H += (DAMPING * H.diagonal().mean() + 1e-300) * torch.eye(len(H), dtype=H.dtype)
-            site = sublayer.sites[-1]
-            scores[site.name] = remove_units(H, output.double() @ root, len(output) // len(site.units)).worth
-    return scores
+    return moments, metrics
