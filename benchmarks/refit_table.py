@@ -120,12 +120,8 @@ class Bench:
     def refit(self, model: CircuitModel) -> None:
         """In closed form."""
         healer = self.search.healer.healer
-        refit(
-            model,
-            self.problem.dense,
-            self.search.lessons.prompts,
-            None if healer.aside is None else healer.aside.prompts,
-        )
+        aside = None if healer.aside is None else healer.aside.prompts
+        refit(model, self.problem.dense, healer.lessons.prompts, aside)
 
     def train(self, model: CircuitModel) -> None:
         """By `STEPS` steps at most."""

@@ -58,7 +58,8 @@ class Mender:
 def make_healer(problem: Problem, lessons: Lessons, aside: Lessons | None) -> Mender:
     """What a search heals with."""
     healer = Healer(lessons, aside, problem.teacher, ranks=problem.ranks)
-    return Mender(healer, problem.dense, refits=problem.heal == "refit", trains=problem.heal == "distil")
+    is_after_dense = problem.teacher == "dense"  # what is solved for is its residual
+    return Mender(healer, problem.dense, refits=is_after_dense, trains=problem.heal == "distil")
 
 
 @dataclass(eq=False)

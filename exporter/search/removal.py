@@ -119,7 +119,7 @@ def score_repaired(
 
 
 def _gather(model: CircuitModel, drawn: Sequence[tuple[Dataset, Tensor]]) -> tuple[list[Moments], Tensor]:
-    """For each step, moments of what its projections read, and the sum of g g' at its output: (step, d_model, d_model)."""
+    """Moments of what each step's projections read, and the sum of g g' at its output: (step, d_model, d_model)."""
     last = find_last_attending(model.steps)
     n_rows, d_model = model.length or 1, model.W_E.shape[1]
     moments = [Moments(n_rows, sum(len(output) for output in list_outputs(step)), 0) for step in model.steps]

@@ -1,4 +1,4 @@
-"""Refits in closed form against the dense model and numpy; removal with repair against all supports by brute force."""
+"""Refits in closed form against the dense model and numpy; removal with repair against every support."""
 
 from __future__ import annotations
 
