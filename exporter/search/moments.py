@@ -78,6 +78,11 @@ def read_inputs(step: Step, x: Tensor, at: Positions, n_last: int | None) -> Ten
     return torch.cat([x.new_zeros(len(x), n, 0), *found], dim=-1)
 
 
+def find_rows(at: Positions, n_last: int | None, n_rows: int) -> Tensor:
+    """Rows of the constants of a network, by position, of the last n_last, or all: (prompt or 1, pos or 1)."""
+    return at.take_last(n_last).rows if n_rows > 1 else torch.zeros(1, 1, dtype=torch.int64)
+
+
 def find_read(prompts: Dataset, n_last: int | None) -> Tensor:
     """Which positions something reads after a step that computes the last n_last, or all: (prompt or 1, pos) bool."""
     if n_last is not None:

@@ -19,7 +19,7 @@ from exporter.network.model import CircuitModel
 from exporter.network.positions import Positions
 from exporter.network.step import Step, find_last_attending
 from exporter.search.healing import Healer, Lessons
-from exporter.search.moments import Moments, find_read, list_outputs, read_inputs
+from exporter.search.moments import Moments, find_read, find_rows, list_outputs, read_inputs
 from exporter.search.problem import Problem
 from exporter.search.ranks import SOLO, Ranks
 from exporter.search.state import group_steps
@@ -113,7 +113,7 @@ def _gather(step: Step, parts: Sequence[_Part], n_last: int | None, ranks: Ranks
     for part in parts:
         inputs = read_inputs(step, part.x, part.at, n_last)
         lacks = part.dense[:, -inputs.shape[1] :] - step(part.x, part.at, n_last=n_last)
-        rows = part.at.take_last(n_last).rows if n_rows > 1 else torch.zeros(1, 1, dtype=torch.int64)
+        rows = find_rows(part.at, n_last, n_rows)
         moments.add(inputs, lacks, rows, find_read(part.prompts, n_last).double())
     ranks.add_up(moments.sums)
     return moments

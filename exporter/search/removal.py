@@ -19,7 +19,7 @@ from exporter.network.model import CircuitModel
 from exporter.network.step import find_last_attending
 from exporter.rewrite.replacements import Replacements
 from exporter.search.gates import score_units
-from exporter.search.moments import Moments, list_outputs, read_inputs, take_slopes
+from exporter.search.moments import Moments, find_read, find_rows, list_outputs, read_inputs, take_slopes
 from exporter.search.ranks import SOLO, Ranks
 from exporter.tasks.dataset import Dataset
 
@@ -100,11 +100,10 @@ def score_repaired(
     """What each unit is worth if the others make up for it, by site: (unit,) float64, to compare across sublayers.
 
     drawn: as in `score_cut`. With g the gradient of the tokens' log-likelihood at a sublayer's output, errors are
-    measured in the metric of g g', and a token weighs |g|^2 in H: the Fisher information of the output projection, as
-    if it were a product of the two (arXiv 1503.05671).
+    measured in the metric of g g', and a token weighs in H what |g|^2 is on average at its position: the Fisher
+    information of the output projection, as if it were a product of the two (arXiv 1503.05671).
     """
-    moments, metrics = _gather(model, drawn)
-    ranks.add_up([tensor for found in moments for tensor in found.sums] + [metrics])
+    moments, metrics = _gather(model, drawn, ranks)
     scores = {}
     for step, found, metric in zip(model.steps, moments, metrics, strict=True):
         variances, axes = torch.linalg.eigh(metric / metric.trace().clamp(min=1e-300))
@@ -118,19 +117,31 @@ def score_repaired(
     return scores
 
 
-def _gather(model: CircuitModel, drawn: Sequence[tuple[Dataset, Tensor]]) -> tuple[list[Moments], Tensor]:
+def _gather(model: CircuitModel, drawn: Sequence[tuple[Dataset, Tensor]], ranks: Ranks) -> tuple[list[Moments], Tensor]:
     """Moments of what each step's projections read, and the sum of g g' at its output: (step, d_model, d_model)."""
     last = find_last_attending(model.steps)
     n_rows, d_model = model.length or 1, model.W_E.shape[1]
     moments = [Moments(n_rows, sum(len(output) for output in list_outputs(step)), 0) for step in model.steps]
     metrics = torch.zeros(len(moments), d_model, d_model, dtype=torch.float64)
-    for part, tokens in drawn:
-        at = model.place(part.input_ids, part.mask, length=part.length)
-        x = model.embed(part.input_ids, at)
-        for index, (step, slope) in enumerate(zip(model.steps, take_slopes(model, part, tokens), strict=True)):
+    sums = torch.zeros(2, len(moments), n_rows, dtype=torch.float64)  # of |g|^2, and how many tokens
+    placed = [model.place(part.input_ids, part.mask, length=part.length) for part, _ in drawn]
+
+    for (part, tokens), at in zip(drawn, placed, strict=True):
+        for index, slope in enumerate(take_slopes(model, part, tokens)):
             n_last, g = part.n_steps if index >= last else None, slope.double()
-            rows = at.take_last(n_last).rows if n_rows > 1 else torch.zeros(1, 1, dtype=torch.int64)
-            moments[index].add(read_inputs(step, x, at, n_last), g[..., :0], rows, g.square().sum(-1))
+            read = find_read(part, n_last).expand(g.shape[:2])
+            rows = find_rows(at, n_last, n_rows).expand(g.shape[:2])[read]
+            sums[0, index].index_add_(0, rows, g.square().sum(-1)[read])
+            sums[1, index].index_add_(0, rows, torch.ones(len(rows), dtype=torch.float64))
             metrics[index] += g.flatten(0, 1).T @ g.flatten(0, 1)
+    ranks.add_up([sums, metrics])
+    weights = sums[0] / sums[1].clamp(min=1)  # (step, row)
+    for (part, _), at in zip(drawn, placed, strict=True):
+        x = model.embed(part.input_ids, at)
+        for index, step in enumerate(model.steps):
+            n_last = part.n_steps if index >= last else None
+            inputs, rows = read_inputs(step, x, at, n_last), find_rows(at, n_last, n_rows)
+            moments[index].add(inputs, inputs[..., :0], rows, weights[index][rows] * find_read(part, n_last))
             x = step(x, at, n_last=n_last)
+    ranks.add_up([tensor for found in moments for tensor in found.sums])
     return moments, metrics
