@@ -22,10 +22,11 @@ from exporter.evidence.fitness import require_tokenizer
 from exporter.loading.load import load_model
 from exporter.network.model import CircuitModel
 from exporter.rewrite.replacements import compute_replacements
+from exporter.search.gates import score_units
 from exporter.search.gradual import _Search, judge_network
 from exporter.search.problem import Problem
 from exporter.search.refit import refit
-from exporter.search.removal import score_cut
+from exporter.search.removal import score_repaired
 from exporter.search.rules import Budget
 from exporter.search.state import State, copy_state, cut_state
 from exporter.tasks import SplitSizes, load_task
@@ -114,7 +115,10 @@ class Bench:
         means = compute_replacements(base.model, few.prompts, ablation=ablation, neurons=layers)
         generator = torch.Generator().manual_seed(0)
         drawn = [(part.prompts, part.draw_tokens(generator)) for part in few.split(32)]
-        worth = score_cut(base.model, drawn, means, repaired=repaired)
+        if repaired:
+            worth = score_repaired(base.model, drawn)
+        else:
+            worth = score_units(base.model, [part for part, _ in drawn], [tokens for _, tokens in drawn], means)
         return cut_state(base, self.search._choose(base, worth, size), means)
 
     def refit(self, model: CircuitModel) -> None:

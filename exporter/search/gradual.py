@@ -25,10 +25,10 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import Offer, choose_units
 from exporter.search.cost import count_costs
+from exporter.search.gates import score_units
 from exporter.search.healing import HARMLESS, Lessons, answer, ask_dense
 from exporter.search.problem import Problem
 from exporter.search.refit import make_healer
-from exporter.search.removal import score_cut
 from exporter.search.rules import Budget
 from exporter.search.state import State, copy_state, cut_state, make_surgery, pick_tables, select_tables, start_state
 
@@ -38,7 +38,6 @@ RATIO = 0.65  # of each size to the one before, and where it is small already, o
 RATIO_SMALL, SMALL = 0.75, 0.12
 RATIO_UNHEALED = 0.8
 LEAST = 0.005  # the smallest size that is tried
-REPAIRED = True
 SETUP = 0.001  # what a sublayer costs beside its units, as a share of the dense model's parameters
 SCORED_FIRST, SCORED = 128, 512  # prompts that units are scored on, while the network is whole and later
 ASIDE = 0.1  # of the prompts: they say when to stop healing
@@ -186,7 +185,7 @@ class _Search:
 
     def _cut(self, base: State, target: float) -> State:
         """A network of at most the target's share of the dense model's parameters, not healed yet."""
-        problem, model = self.problem, base.model
+        problem, model, ranks = self.problem, base.model, self.problem.ranks
         is_first = base is self.start
         lessons = self.lessons.take(torch.arange(min(len(self.lessons), SCORED_FIRST if is_first else SCORED)))
         means = pick_tables(problem.replacements, model)
@@ -195,7 +194,9 @@ class _Search:
             means = compute_replacements(model, lessons.prompts, ablation=means.ablation, neurons=layers)
         generator = self._make_generator()
         drawn = [(part.prompts, part.draw_tokens(generator)) for part in lessons.split(_CHUNK)]
-        worth = score_cut(model, drawn, means, repaired=REPAIRED and self.heals and not is_first, ranks=problem.ranks)
+        own = drawn[ranks.rank :: ranks.size]
+        worth = score_units(model, [prompts for prompts, _ in own], [tokens for _, tokens in own], means)
+        ranks.add_up(list(worth.values()))
         circuit = self._choose(base, worth, target)
         if self.heals:
             return cut_state(base, circuit, means)

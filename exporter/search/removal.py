@@ -4,7 +4,8 @@ Optimal Brain Surgeon (Hassibi and Stork, 1993) with rows of an output projectio
 ZipLM (arXiv 2302.04089) and OSSCAR (arXiv 2403.12983). With H the centred covariance of what the projection W reads, a
 unit of rows B that goes raises the squared error by W_B' ([H^-1]_BB)^-1 W_B, summed over *all* output columns, once the
 rows that stay are refitted; and H^-1 without the unit follows from H^-1 by a downdate. So one pass gives an order and
-the error after each removal.
+the error after each removal. The gradual search scores by `gates`: this is better at some sizes and worse at others
+(benchmarks/refit_table.py).
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from torch import Tensor
 
 from exporter.network.model import CircuitModel
 from exporter.network.step import find_last_attending
-from exporter.rewrite.replacements import Replacements
-from exporter.search.gates import score_units
 from exporter.search.moments import Moments, find_read, find_rows, list_outputs, read_inputs, take_slopes
 from exporter.search.ranks import SOLO, Ranks
 from exporter.tasks.dataset import Dataset
@@ -73,35 +72,16 @@ def remove_units(H: Tensor, W: Tensor, size: int) -> Removal:
     return Removal(torch.stack(order), torch.stack(errors))
 
 
-def score_cut(
-    model: CircuitModel,
-    drawn: Sequence[tuple[Dataset, Tensor]],
-    means: Replacements,
-    *,
-    repaired: bool,
-    ranks: Ranks = SOLO,
-) -> dict[str, Tensor]:
-    """What each unit is worth, by site: (unit,) float64; `repaired`, if the others make up for it.
-
-    drawn: parts of the prompts, with tokens from the dense model's distribution, (prompt, step) each.
-    """
-    own = drawn[ranks.rank :: ranks.size]
-    if repaired:
-        return score_repaired(model, own, ranks=ranks)
-    worth = score_units(model, [prompts for prompts, _ in own], [tokens for _, tokens in own], means)
-    ranks.add_up(list(worth.values()))
-    return worth
-
-
 @torch.no_grad()
 def score_repaired(
     model: CircuitModel, drawn: Sequence[tuple[Dataset, Tensor]], *, ranks: Ranks = SOLO
 ) -> dict[str, Tensor]:
     """What each unit is worth if the others make up for it, by site: (unit,) float64, to compare across sublayers.
 
-    drawn: as in `score_cut`. With g the gradient of the tokens' log-likelihood at a sublayer's output, errors are
-    measured in the metric of g g', and a token weighs in H what |g|^2 is on average at its position: the Fisher
-    information of the output projection, as if it were a product of the two (arXiv 1503.05671).
+    drawn: this rank's parts of the prompts, with tokens from the dense model's distribution, (prompt, step) each. With
+    g the gradient of their log-likelihood at a sublayer's output, errors are measured in the metric of g g', and a
+    token weighs in H what |g|^2 is on average at its position: the Fisher information of the output projection, as if
+    it were a product of the two (arXiv 1503.05671).
     """
     moments, metrics = _gather(model, drawn, ranks)
     scores = {}
