@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="*", help="names, or files of the example tasks")
     parser.add_argument("--model", default="bundled")
     parser.add_argument("--seeds", type=int, default=1, help="0 to so many")
-    parser.add_argument("--heal", choices=["distil", "none"], default="distil")
+    parser.add_argument("--heal", choices=["distil", "refit", "none"], default="distil")
     given = parser.parse_args()
     stored: list[dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for task in given.tasks:

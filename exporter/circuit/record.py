@@ -95,8 +95,8 @@ class SizeStep:
 class Learning:
     """How the survivors' weights came to differ from the original's.
 
-    heal: `distil`. teacher: `dense`, `labels` or `both`. prompts: how many were learnt from, of which `unlabelled` had
-    no right answer. steps: of training, over all sizes.
+    heal: `distil` or `refit`. teacher: `dense`, `labels` or `both`. prompts: how many were learnt from, of which
+    `unlabelled` had no right answer. steps: of training, over all sizes; 0 where weights were solved in closed form.
     """
 
     heal: str
@@ -182,6 +182,8 @@ class SearchRecord:
         learnt = self.learning
         if learnt is None:
             return "the original's"
+        if learnt.heal == "refit":
+            return f"refitted in closed form, not the original's: to {learnt.teacher} on {learnt.prompts:,} prompts"
         without = f" ({learnt.unlabelled:,} without a right answer)" if learnt.unlabelled else ""
         return (
             f"healed, not the original's: {learnt.heal} from {learnt.teacher} on {learnt.prompts:,} prompts{without}, "

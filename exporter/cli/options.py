@@ -106,9 +106,10 @@ LatencyThreads = Annotated[
     take_value("Of --max-latency-ms: threads. Default: one for each core.", panel=CIRCUIT_PANEL, least=1, metavar="N"),
 ]
 HealKind = Annotated[
-    Literal["none", "distil"],
+    Literal["none", "refit", "distil"],
     take_value(
-        "With a budget: let what stays learn from the teacher after each cut, or keep the original weights.",
+        "With a budget, after each cut: train what stays (distil), solve its output projections again (refit), or "
+        "keep the original weights (none).",
         panel=CIRCUIT_PANEL,
     ),
 ]

@@ -134,6 +134,8 @@ class Job:
             mended = "leave it out, or take --preset deploy"
         if self.heal == "none" and self.teacher != "dense":
             raise UsageError("--teacher is for healing, and --heal none has none; leave one of them out")
+        if self.heal == "refit" and self.teacher != "dense":
+            raise UsageError("--heal refit is after the dense model; leave --teacher out, or take --heal distil")
         for name, given in others.items():
             if given:
                 raise UsageError(f"{name} is not for the {'gradual' if self.is_gradual else 'greedy'} search; {mended}")

@@ -29,6 +29,7 @@ class Attention(nn.Module):
     letter = "a"
     attends = True
     out_bias_name = "b_O"
+    out_weight_name = "W_O"
     inputs = (("W_Q", "b_Q"), ("W_K", "b_K"), ("W_V", "b_V"))
     tensor_names = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O", "q_norm", "k_norm")
 

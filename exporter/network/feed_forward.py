@@ -35,6 +35,7 @@ class FeedForward(nn.Module):
     letter = "m"
     attends = False
     out_bias_name = "b_out"
+    out_weight_name = "W_out"
     inputs = (("W_in", "b_in"), ("W_gate", "b_gate"))
     tensor_names = ("W_in", "b_in", "W_out", "b_out", "W_gate", "b_gate")
 

@@ -24,11 +24,12 @@ from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import Offer, choose_units
 from exporter.search.checkpoints import Checkpoint
 from exporter.search.gates import score_units
-from exporter.search.healing import HARMLESS, Healer, ask_dense, choose_lessons
+from exporter.search.healing import HARMLESS, ask_dense, choose_lessons
 from exporter.search.judging import CHUNK, Judgement, judge, judge_network
 from exporter.search.latency import Meter
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
+from exporter.search.refit import make_healer
 from exporter.search.rules import Budget
 from exporter.search.state import (
     State,
@@ -87,7 +88,7 @@ class _Search:
         length, n_steps = problem.patching.length, problem.patching.n_steps
         plan = plan_learning(self.dense, CHUNK, length, problem.memory_limit, n_steps=n_steps)
         self.plan = cast("LearningPlan", problem.ranks.share(plan))
-        self.healer = Healer(self.lessons, aside, problem.teacher, problem.ranks, self.plan)
+        self.healer = make_healer(problem, self.lessons, aside, self.plan)
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
         self.meter = Meter(problem, self.budget, self.bounds, setup=SETUP)
@@ -227,7 +228,7 @@ class _Search:
             n_steps += self.healer.heal(trial.model, steps=steps, seed=self._make_seed() + attempt)
             after = judge_network(trial.model, self.selection)
             lacks = self.bounds.min_accuracy - after.accuracy
-            if self._keeps_quality(after) or lacks > WORTH_MORE:
+            if self._keeps_quality(after) or lacks > WORTH_MORE or not n_steps:  # a refit is the same again
                 break
         return SizeStep(
             parameters=parameters,

@@ -24,7 +24,7 @@ from exporter.search.memory import LearningPlan
 from exporter.search.ranks import SOLO, Ranks
 from exporter.tasks.dataset import Dataset
 
-Heal = Literal["none", "distil"]
+Heal = Literal["none", "refit", "distil"]
 Teacher = Literal["dense", "labels", "both"]
 
 LEARNING_RATE = 0.4  # over d_model: wider networks take smaller steps (Yang et al., arXiv 2203.03466)
@@ -177,7 +177,7 @@ class Healer:
         generator = torch.Generator().manual_seed(seed)
         batches = self.lessons.batches(BATCH, generator)
         with trained(model) as parameters:
-            best, since, kept = self._look(model), 0, _copy(parameters)
+            best, since, kept = self.look(model), 0, _copy(parameters)
             rate = LEARNING_RATE / model.W_E.shape[1]
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
             every = max(1, steps // LOOKS)
@@ -186,7 +186,7 @@ class Healer:
                     group["lr"] = rate * _schedule(step, steps)
                 self._step(model, next(batches), optimizer, parameters)
                 if (step + 1) % every == 0:
-                    loss = self._look(model)
+                    loss = self.look(model)
                     since = since + 1 if loss >= (1 - USEFUL) * best else 0
                     if not loss >= best:
                         best, kept = loss, _copy(parameters)
@@ -215,7 +215,7 @@ class Healer:
         optimizer.step()
 
     @torch.no_grad()
-    def _look(self, model: CircuitModel) -> float:
+    def look(self, model: CircuitModel) -> float:
         """The mean loss on the prompts kept aside, in nats; without any, each look is better than the last."""
         if self.aside is None:
             return math.nan

@@ -141,7 +141,7 @@ def make_surgery(dense: CircuitModel, state: State, replacements: Replacements) 
     surgery = Surgery(state.circuit, select_tables(replacements, state.circuit))
     edits: dict[str, Tensor] = {}
     sliced = slice_model(dense, surgery)
-    for step, group in zip(state.model.steps, _group_steps(dense, state.model), strict=True):
+    for step, group in zip(state.model.steps, group_steps(dense, state.model), strict=True):
         # each step's own constant goes, for large ones that cancel each other only in sum would be rounded
         constants = [step.constant, *[None] * (len(group) - 1)]
         for index, constant in zip(group, constants, strict=True):
@@ -158,7 +158,7 @@ def make_surgery(dense: CircuitModel, state: State, replacements: Replacements) 
     return Surgery(state.circuit, surgery.replacements, {name: edit.detach().cpu() for name, edit in edits.items()})
 
 
-def _group_steps(dense: CircuitModel, model: CircuitModel) -> list[list[int]]:
+def group_steps(dense: CircuitModel, model: CircuitModel) -> list[list[int]]:
     """For each step of a network, the dense steps whose constants it holds: its own, and removed ones behind it.
 
     Removed steps before all others have a step of their own.

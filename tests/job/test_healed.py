@@ -173,6 +173,10 @@ def test_a_latency_that_nothing_keeps_is_refused(model: Path, run: Any, tmp_path
             {"preset": "deploy", "heal": "none", "teacher": "labels"},
             "--teacher is for healing, and --heal none has none",
         ),
+        (
+            {"preset": "deploy", "heal": "refit", "teacher": "both"},
+            "--heal refit is after the dense model; leave --teacher out",
+        ),
         ({"circuit": Path("c.json"), "preset": "paper"}, "--preset is for the search"),
         ({"circuit": Path("c.json"), "budget": Budget(max_kl=1.0)}, "a budget is for the search"),
     ],
