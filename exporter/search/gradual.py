@@ -86,8 +86,9 @@ class _Search:
         aside = lessons.take(rows[:n_aside]) if n_aside >= LEAST_ASIDE else None
         self.lessons = lessons if aside is None else lessons.take(rows[n_aside:])
         length, n_steps = problem.patching.length, problem.patching.n_steps
-        plan = plan_learning(self.dense, CHUNK, length, problem.memory_limit, n_steps=n_steps)
-        self.plan = cast("LearningPlan", problem.ranks.share(plan))
+        ranks = problem.ranks
+        fits = plan_learning(self.dense, CHUNK, length, problem.memory_limit, n_steps=n_steps) if ranks.leads else None
+        self.plan = cast("LearningPlan", ranks.share(fits))
         self.healer = make_healer(problem, self.lessons, aside, self.plan)
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
