@@ -32,7 +32,7 @@ from exporter.rewrite.slicing import add_constants, slice_step
 from exporter.tasks.dataset import Dataset
 
 SHIFT = "shift"
-_FORMAT = "1"
+_FORMAT = "surgery 2"  # the circuit's name in the metadata; the only one, for safetensors writes several in any order
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ class Surgery:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, with the circuit in its metadata."""
-        metadata = {"surgery": _FORMAT, "circuit": json.dumps(self.circuit.to_json())}
+        """Write one safetensors file, with the circuit in its metadata; the same bytes for the same surgery."""
+        metadata = {_FORMAT: json.dumps(self.circuit.to_json())}
         Path(path).write_bytes(save(self._tensors(), metadata=metadata))  # save_file would keep it from other users
 
     @classmethod
@@ -79,9 +79,9 @@ class Surgery:
             with safe_open(require_regular(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-            if metadata.get("surgery") != _FORMAT:
+            if _FORMAT not in metadata:
                 raise InputError(f"{path} is no surgery of this version; save it again")
-            circuit = Circuit.from_json(parse_json(metadata["circuit"]))
+            circuit = Circuit.from_json(parse_json(metadata[_FORMAT]))
         except (OSError, ValueError, KeyError, RecursionError, SafetensorError) as error:
             raise InputError(
                 f"cannot load a surgery from {path} ({error}); give a file that Surgery.save wrote"

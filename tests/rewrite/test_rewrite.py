@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny import all_heads, make_model, make_prompts
@@ -13,7 +15,7 @@ from exporter.loading.families import FAMILIES
 from exporter.network.attention import Attention
 from exporter.network.model import CircuitModel
 from exporter.rewrite.folds import fold_model
-from exporter.rewrite.surgery import plan_surgery, rewrite_model, slice_model
+from exporter.rewrite.surgery import Surgery, plan_surgery, rewrite_model, slice_model
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +125,11 @@ def test_zero_ablation_before_and_after_value_biases_are_folded() -> None:
     attention = next(s for s in model.dense.sublayers() if isinstance(s, Attention))
     zeroed = attention.project(torch.zeros(1, 3, 2, 4))  # (batch, pos, head, d_head)
     torch.testing.assert_close(zeroed, attention.b_O.expand(1, 3, 8))
+
+
+def test_a_surgery_is_saved_to_the_same_bytes(tmp_path: Path) -> None:
+    surgery = plan_surgery(make_model(), Circuit((Head(0, 1),), (1,)), make_prompts(4, 5))
+    for number in range(8):  # an order that is drawn anew would differ in one of them
+        surgery.save(tmp_path / str(number))
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    assert Surgery.load(tmp_path / "0").sha256 == surgery.sha256
