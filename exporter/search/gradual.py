@@ -46,13 +46,13 @@ from exporter.search.walk import FIRST, GENTLER, LEAST, NEAREST, RATIO, RATIO_UN
 
 HEALED = 0.3  # from here on a size is healed
 SETUP = 0.001  # what a sublayer costs beside its units, as a share of the dense model's parameters
-SCORED_FIRST, SCORED = 128, 512  # prompts that units are scored on, while the network is whole and later
+SCORED_FIRST, SCORED = 128, 256  # prompts that units are scored on, while the network is whole and later
 ASIDE = 0.1  # of the prompts: they say when to stop healing
 LEAST_ASIDE, MOST_ASIDE = 8, 128
-STEPS_AT_WHOLE = 8  # of healing at the size of the dense model; at a share of it as many more
-LEAST_STEPS, MOST_STEPS = 40, 240
+ROUND_AT_WHOLE, STEPS_AT_WHOLE = 6, 30  # of healing at the size of the dense model; at a share of it as many more
+LEAST_ROUND, MOST_ROUND, MOST_STEPS = 24, 240, 960
+USEFUL_ROUND = 0.9  # of the KL: what a round has to come below, or else win accuracy
 MOST_OF_CONSTANT = 0.75  # of the KL of a model that always answers alike: a circuit has to be nearer
-WORTH_MORE = 0.05  # of accuracy: a network that lacks no more is healed for longer
 
 
 @torch.inference_mode(False)
@@ -104,27 +104,63 @@ class _Search:
     best: State | None
 
     def run(self) -> Iterator[SizeStep]:
-        """Try sizes until the next one is known to be too small."""
-        walk = self.walk
-        while self._goes_on():
-            heals = self.heals and (walk.target <= HEALED or walk.failures > 0)
-            judged = heals or not self.heals  # a large network that is not healed yet says nothing
-            trial = self._cut(self.base, max(walk.target, self.meter.goal))
-            if trial.model.count_parameters() in {step.parameters for step in self.path}:
-                walk.target = (walk.target * walk.base) ** 0.5  # the same cut as one that was tried
-                if walk.target > NEAREST * walk.base:
-                    break
-                continue
-            step = self._heal_and_judge(trial, heals=heals)
+        """Try sizes until the next one is known to be too small; each is yielded when it is noted."""
+        while True:
+            if self._should_polish(is_over := not self._goes_on()):
+                step = self._polish()
+            elif is_over or (trial := self._cut_anew()) is None:
+                return
+            else:
+                step = self._try(trial)
             self.path.append(step)
-            harmless = step.kept and step.kl_cut < HARMLESS
-            walk.go_on(self.meter.costs.price(trial.model), kept=step.kept, judged=judged, harmless=harmless)
-            if step.kept:
-                self.best = trial
-            self.base = trial if step.kept or not judged else self.best or self.start
             if self.problem.on_checkpoint is not None:
                 self.problem.on_checkpoint(self._make_checkpoint())
             yield step
+
+    def _cut_anew(self) -> State | None:
+        """The next network to try; None where the only ones left are nearly as large as one that was tried."""
+        walk = self.walk
+        while True:
+            trial = self._cut(self.base, max(walk.target, self.meter.goal))
+            if trial.model.count_parameters() not in {step.parameters for step in self.path}:
+                return trial
+            walk.target = (walk.target * walk.base) ** 0.5
+            if walk.target > NEAREST * walk.base:
+                return None
+
+    def _try(self, trial: State) -> SizeStep:
+        """Heal a network, judge it, and go on from it or from the last good one."""
+        walk = self.walk
+        heals = self.heals and (walk.target <= HEALED or walk.failures > 0)
+        judged = heals or not self.heals  # a large network that is not healed yet says nothing
+        step = self._heal_and_judge(trial, heals=heals)
+        harmless = step.kept and step.kl_cut < HARMLESS
+        walk.go_on(self.meter.costs.price(trial.model), kept=step.kept, judged=judged, harmless=harmless)
+        if step.kept:
+            self.best = trial
+        self.base = trial if step.kept or not judged else self.best or self.start
+        return step
+
+    def _should_polish(self, is_over: bool) -> bool:
+        """Whether the best network is to be healed for longer: before cuts that are gentler, and at the end."""
+        if not self.heals or self.best is None or (self.path[-1].kept and not is_over):
+            return False
+        parameters = self.best.model.count_parameters()
+        is_polished = [step.parameters for step in self.path].count(parameters) > 1
+        return not is_polished and (is_over or parameters <= HEALED * self.size)
+
+    def _polish(self) -> SizeStep:
+        """Heal the best network for longer, and take it where it answers no worse."""
+        assert self.best is not None
+        more = copy_state(self.best)
+        before, steps = judge_network(more.model, self.selection), self._count_steps(more)[1]
+        n_steps = self.healer.heal(more.model, steps=steps, seed=self._make_seed())
+        after = judge_network(more.model, self.selection)
+        if self._keeps_quality(after) and after.accuracy >= before.accuracy:
+            self.base = self.best = more
+        else:
+            after = before
+        return self._describe(more, before, after, n_steps)
 
     def _goes_on(self) -> bool:
         """Whether another size is tried."""
@@ -152,24 +188,20 @@ class _Search:
             self.best = self.base if best is base else unpack_state(best, self.start)
 
     def finish(self) -> tuple[Surgery, SearchRecord]:
-        """The smallest network that kept the budget, healed once more; raises InputError where there is none."""
+        """The smallest network that kept the budget; raises InputError where there is none."""
         best, problem = self.best, self.problem
         if best is None or not self.meter.keeps(best):
             raise InputError(self._describe_nearest())
-        judged, n_steps = judge_network(best.model, self.selection), sum(step.steps for step in self.path)
+        kl = next(step.kl for step in reversed(self.path) if step.parameters == best.model.count_parameters())
+        n_steps = sum(step.steps for step in self.path)
         if self.heals:
-            more = copy_state(best)
-            n_steps += self.healer.heal(more.model, steps=MOST_STEPS, seed=self._make_seed())
-            again = judge_network(more.model, self.selection)
-            if self._keeps_quality(again) and again.accuracy >= judged.accuracy:
-                best, judged = more, again
             surgery = make_surgery(self.dense, best, problem.replacements)
         else:
             surgery = Surgery(best.circuit, select_tables(problem.replacements, best.circuit))
         learnt = (len(self.lessons), n_steps, self.lessons.prompts.n_unlabelled)
         learning = Learning(problem.heal, problem.teacher, *learnt) if self.heals else None
         budget, path = self.budget.to_json(), tuple(self.path)
-        found = SearchRecord(order="gradual", kl=judged.kl, budget=budget, path=path, learning=learning)
+        found = SearchRecord(order="gradual", kl=kl, budget=budget, path=path, learning=learning)
         return surgery, replace(found, latency=self.meter.table)
 
     def _cut(self, base: State, target: float) -> State:
@@ -220,21 +252,30 @@ class _Search:
         return Circuit(tuple(heads), tuple(mlps), self.problem.replacements.ablation, tuple(neurons.items()))
 
     def _heal_and_judge(self, trial: State, *, heals: bool) -> SizeStep:
-        """Heal a network in place, twice where once is not enough, and say how it does."""
+        """Heal a network in place, in rounds that are longer and longer while each is of use, and say how it does."""
         cut = after = judge_network(trial.model, self.selection)
-        parameters, n_steps = trial.model.count_parameters(), 0
-        steps = int(min(MOST_STEPS, max(LEAST_STEPS, STEPS_AT_WHOLE * self.size / parameters)))
+        n_steps, (steps, most) = 0, self._count_steps(trial)
         heals = heals and not (self._keeps_quality(cut) and cut.kl < HARMLESS)
-        for attempt in range(2 if heals else 0):
-            n_steps += self.healer.heal(trial.model, steps=steps, seed=self._make_seed() + attempt)
-            after = judge_network(trial.model, self.selection)
-            lacks = self.bounds.min_accuracy - after.accuracy
-            if self._keeps_quality(after) or lacks > WORTH_MORE or not n_steps:  # a refit is the same again
+        while heals and n_steps < most:
+            before, done = after, self.healer.heal(trial.model, steps=steps, seed=self._make_seed() + n_steps)
+            after, n_steps = judge_network(trial.model, self.selection), n_steps + done
+            is_vain = after.kl > USEFUL_ROUND * before.kl and after.accuracy <= before.accuracy
+            if self._keeps_quality(after) or is_vain or not done:  # a refit is the same again
                 break
+            steps *= 2
+        return self._describe(trial, cut, after, n_steps)
+
+    def _count_steps(self, state: State) -> tuple[int, int]:
+        """How many steps of healing a network has in the first round, and in all: the smaller it is, the more."""
+        size = self.size // state.model.count_parameters()
+        first = min(MOST_ROUND, max(LEAST_ROUND, ROUND_AT_WHOLE * size))
+        return first, min(MOST_STEPS, max(2 * LEAST_ROUND, STEPS_AT_WHOLE * size))
+
+    def _describe(self, state: State, cut: Judgement, after: Judgement, n_steps: int) -> SizeStep:
         return SizeStep(
-            parameters=parameters,
-            heads=len(trial.circuit.heads),
-            neurons=sum(len(s.sites[-1].units) for s in trial.model.sublayers() if s.sites[-1].kind == "neurons"),
+            parameters=state.model.count_parameters(),
+            heads=len(state.circuit.heads),
+            neurons=sum(len(s.sites[-1].units) for s in state.model.sublayers() if s.sites[-1].kind == "neurons"),
             kl_cut=cut.kl,
             accuracy_cut=cut.accuracy,
             kl=after.kl,
@@ -271,7 +312,7 @@ class _Search:
 
     def _make_seed(self) -> int:
         """A seed for what is random at the size that comes next: the same in a search that was cut short."""
-        return 1000 * self.problem.seed + 10 * len(self.path)
+        return 100_000 * self.problem.seed + 1000 * len(self.path)
 
     def _make_generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._make_seed() + 9)
+        return torch.Generator().manual_seed(self._make_seed() + 999)

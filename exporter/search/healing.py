@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -22,17 +23,18 @@ from exporter.network.step import run_to_last
 from exporter.search.gates import trained
 from exporter.search.memory import LearningPlan
 from exporter.search.ranks import SOLO, Ranks
+from exporter.search.shortlist import Shortlist, make_shortlist
 from exporter.tasks.dataset import Dataset
 
 Heal = Literal["none", "refit", "distil"]
 Teacher = Literal["dense", "labels", "both"]
 
-LEARNING_RATE = 0.4  # over d_model: wider networks take smaller steps (Yang et al., arXiv 2203.03466)
+LEARNING_RATE = 0.3  # over d_model: wider networks take smaller steps (Yang et al., arXiv 2203.03466)
 WARM_UP = 10  # steps
 BATCH = 32  # prompts in a step
 CLIP = 1.0  # of the gradient's norm
 HARMLESS = 0.005  # nats: nearer to the teacher, nothing is left to learn
-USEFUL = 0.02  # of the loss: a look that is better by less is no progress
+USEFUL = 0.02  # of the loss: what is better by less is no progress
 LOOKS = 4  # how often a stage of healing is judged on the prompts that are kept aside
 _CHUNK = 64
 _ALL_AT_ONCE = LearningPlan(BATCH)
@@ -42,19 +44,31 @@ _ALL_AT_ONCE = LearningPlan(BATCH)
 class Lessons:
     """Prompts with what the dense model says at their answer positions.
 
-    normed: its residual there after the final norm, (prompt, step, d_model), from which its logits follow.
+    normed: its residual there after the final norm, (prompt, step, d_model), from which its logits follow. kept: its
+    log-probabilities of a shortlist's entries, (prompt, step, entry), where that is the vocabulary.
     """
 
     prompts: Dataset
     normed: Tensor
     W_U: Tensor
+    kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def take(self, rows: Tensor) -> Lessons:
         """Some prompts."""
-        return Lessons(self.prompts.take(rows), self.normed[rows], self.W_U)
+        return Lessons(
+            self.prompts.take(rows), self.normed[rows], self.W_U, None if self.kept is None else self.kept[rows]
+        )
+
+    def shorten(self) -> tuple[Lessons, Shortlist]:
+        """The same over a shorter vocabulary, with the log-probabilities held."""
+        parts = self.split(_CHUNK)
+        likeliest = torch.stack([part.log_p.flatten(0, 1).amax(0) for part in parts]).amax(0).exp()
+        shortlist = make_shortlist(self.prompts, likeliest, self.W_U)
+        kept = torch.cat([shortlist.shorten(part.log_p.exp()) for part in parts])
+        return replace(self, prompts=shortlist.translate(self.prompts), kept=kept), shortlist
 
     def split(self, size: int) -> list[Lessons]:
         """All prompts, in parts."""
@@ -68,7 +82,7 @@ class Lessons:
     @property
     def log_p(self) -> Tensor:
         """Log-probabilities of the dense model: (prompt, step, vocab)."""
-        return self.logits.log_softmax(-1)
+        return self.logits.log_softmax(-1) if self.kept is None else self.kept
 
     def draw_tokens(self, generator: torch.Generator) -> Tensor:
         """A token for each answer position, drawn from the dense model's distribution: (prompt, step)."""
@@ -116,12 +130,18 @@ def ask_dense(dense: CircuitModel, prompts: Dataset, *, normed: Tensor | None = 
     return Lessons(prompts, torch.cat(found), dense.W_U)
 
 
-def answer(model: CircuitModel, part: Dataset, *, recompute: bool = False) -> Tensor:
-    """Logits at the answer positions, with gradients: (prompt, step, vocab). `recompute` as in `run_to_last`."""
+def answer(model: CircuitModel, part: Dataset) -> Tensor:
+    """Logits at the answer positions, with gradients: (prompt, step, vocab)."""
+    return respond(model, part) @ model.W_U.T
+
+
+def respond(model: CircuitModel, part: Dataset, *, recompute: bool = False) -> Tensor:
+    """The normed residual at the answer positions, (prompt, step, d_model); `recompute` as in `run_to_last`."""
     at = model.place(part.input_ids, part.mask, length=part.length)
     x = model.embed(part.input_ids, at)
     x = run_to_last(model.steps, x, at, n_last=part.n_steps, recompute=recompute)
-    return model.unembed(x)
+    normed: Tensor = model.final_norm(x.to(model.W_U.device))
+    return normed
 
 
 def kl_from_dense(lessons: Lessons, logits: Tensor) -> Tensor:
@@ -171,48 +191,55 @@ class Healer:
     def heal(self, model: CircuitModel, *, steps: int, seed: int) -> int:
         """Train the model in place by AdamW, and keep the best of `LOOKS` looks; returns the steps that were done.
 
-        A look is at the loss on the prompts kept aside, the first one before any step. Training ends where two looks
-        in a row are no progress, or the loss is next to nothing.
+        A look is at the loss on the prompts kept aside, the first one before any step. Training ends early where the
+        loss is next to nothing, or no look in the first half was any progress.
         """
         generator = torch.Generator().manual_seed(seed)
-        batches = self.lessons.batches(BATCH, generator)
+        lessons, shortlist = self._short
+        batches = lessons.batches(BATCH, generator)
         with trained(model) as parameters:
-            best, since, kept = self.look(model), 0, _copy(parameters)
+            start = best = self.look(model)
+            kept = _copy(parameters)
             rate = LEARNING_RATE / model.W_E.shape[1]
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
             every = max(1, steps // LOOKS)
             for step in range(steps):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * _schedule(step, steps)
-                self._step(model, next(batches), optimizer, parameters)
+                self._take_step(model, next(batches), parameters, partial(shortlist.logits, generator=generator))
+                optimizer.step()
                 if (step + 1) % every == 0:
                     loss = self.look(model)
-                    since = since + 1 if loss >= (1 - USEFUL) * best else 0
                     if not loss >= best:
                         best, kept = loss, _copy(parameters)
-                    if since == 2 or loss < HARMLESS:
+                    is_vain = 2 * (step + 1) >= steps and best > (1 - USEFUL) * start
+                    if is_vain or loss < HARMLESS:
                         break
             with torch.no_grad():
                 for parameter, values in zip(parameters, kept, strict=True):
                     parameter.copy_(values)
         return step + 1
 
-    def _step(
+    @cached_property
+    def _short(self) -> tuple[Lessons, Shortlist]:
+        return self.lessons.shorten()
+
+    def _take_step(
         self,
         model: CircuitModel,
         batch: Lessons,
-        optimizer: torch.optim.Optimizer,
         parameters: list[torch.nn.Parameter],
+        unembed: Callable[[Tensor], Tensor],
     ) -> None:
-        """One step: each rank takes its share of the batch, and gradients are summed."""
+        """Gradients of one step: each rank takes its share of the batch, and they are summed."""
         own = batch.take(torch.arange(self.ranks.rank, len(batch), self.ranks.size))
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:
+            parameter.grad = None
         for part in own.split(self.plan.chunk):
-            logits = answer(model, part.prompts, recompute=self.plan.recompute)
+            logits = unembed(respond(model, part.prompts, recompute=self.plan.recompute))
             self._loss(part, logits, batch.prompts).backward()
         self.ranks.add_up([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-        optimizer.step()
 
     @torch.no_grad()
     def look(self, model: CircuitModel) -> float:

@@ -92,7 +92,7 @@ def plan_learning(dense: CircuitModel, most: int, length: int, limit: int | None
 
 
 def _count_activations(sublayer: Sublayer, length: int, d_model: int) -> int:
-    """Numbers that a sublayer keeps of one prompt for its gradients: measured with `benchmarks/learning_memory.py`."""
+    """Numbers that a sublayer keeps of one prompt for its gradients, generously: about twice what was measured."""
     site = sublayer.sites[-1]
     if site.kind == "neurons":
         return length * (3 * d_model + 6 * len(site.units))
