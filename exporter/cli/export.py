@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     from exporter.job.options import Job
     from exporter.search.rules import Budget
 
-LEARNT_FROM = 1000
-"""Patching prompts of a gradual search for a built-in task where nothing else is said."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -83,15 +80,12 @@ class ExportOptions:
 
     def make_job(self) -> Job:
         """The job that was asked for; raises UsageError for options that do not go together."""
-        from exporter.job.options import Job, choose_ablation, is_gradual
-        from exporter.tasks import SplitSizes, default_sizes, is_file_task
+        from exporter.job.options import Job, choose_ablation
+        from exporter.tasks import SplitSizes
 
         assert self.task is not None, "checked before"
         budget = self._read_budget()
-        gradual = self.circuit is None and is_gradual(self.preset, budget, self.alpha)
-        learns = gradual and not is_file_task(self.task)
-        patching = self.patching_prompts or (LEARNT_FROM if learns else default_sizes(self.task).patching)
-        sizes = SplitSizes(patching=patching, selection=self.selection_prompts, test=self.test_prompts)
+        sizes = SplitSizes(patching=self.patching_prompts, selection=self.selection_prompts, test=self.test_prompts)
         of_the_task = {"template": self.template, "letters": self.letters}
         return Job(
             task=self.task,

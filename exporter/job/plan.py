@@ -22,8 +22,9 @@ from exporter.runtime.session import has_int8_sums
 from exporter.search.healing import require_labels
 from exporter.search.rules import DEPLOY, AlphaRule, Budget
 from exporter.search.thresholds import Threshold, find_threshold
-from exporter.tasks import TaskData, is_file_task, load_task, name_variant
+from exporter.tasks import SplitSizes, TaskData, is_file_task, load_task, name_variant
 
+LEAST_LESSONS, MOST_LESSONS, LESSONS_AT_SIZE = 1000, 4000, 1.6e11  # prompts, and prompts times parameters
 _SWEPT = (Ablation(), True)  # ablation, mlps of every sweep
 
 
@@ -225,7 +226,7 @@ def prepare(job: Job) -> Plan:
         job.task,
         require_tokenizer(model),
         seed=job.seed,
-        sizes=job.sizes,
+        sizes=choose_sizes(job, model),
         limits=find_limits(model.dense),
         **job.parameters,
     )
@@ -243,6 +244,15 @@ def prepare(job: Job) -> Plan:
     if job.with_past:
         require_growing(by_position=plan.ablation.fixed_length, align=plan.ablation.align)
     return plan
+
+
+def choose_sizes(job: Job, model: LanguageModel) -> SplitSizes:
+    """The job's sizes; a built-in task makes as many prompts as a gradual search has time to learn from."""
+    sizes = job.sizes or SplitSizes()
+    if sizes.patching is not None or not job.is_gradual or is_file_task(job.task):
+        return sizes
+    affordable = int(LESSONS_AT_SIZE / model.dense.count_parameters())
+    return replace(sizes, patching=min(MOST_LESSONS, max(LEAST_LESSONS, affordable)))
 
 
 def hash_sets(data: TaskData) -> str:

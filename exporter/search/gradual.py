@@ -44,13 +44,13 @@ from exporter.search.state import (
 )
 from exporter.search.walk import FIRST, GENTLER, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
 
-HEALED = 0.3  # from here on a size is healed
-SETUP = 0.001  # what a sublayer costs beside its units, as a share of the dense model's parameters
+HEALED = 0.25  # from here on a size is healed
+SETUP = 0.002  # what a sublayer costs beside its units, as a share of the dense model's parameters
 SCORED_FIRST, SCORED = 128, 256  # prompts that units are scored on, while the network is whole and later
 ASIDE = 0.1  # of the prompts: they say when to stop healing
 LEAST_ASIDE, MOST_ASIDE = 8, 128
-ROUND_AT_WHOLE, STEPS_AT_WHOLE = 6, 30  # of healing at the size of the dense model; at a share of it as many more
-LEAST_ROUND, MOST_ROUND, MOST_STEPS = 24, 240, 960
+ROUND_AT_WHOLE, STEPS_AT_WHOLE = 6, 18  # of healing at the size of the dense model; at a share of it as many more
+LEAST_ROUND, MOST_ROUND, MOST_STEPS = 24, 240, 720
 USEFUL_ROUND = 0.9  # of the KL: what a round has to come below, or else win accuracy
 MOST_OF_CONSTANT = 0.75  # of the KL of a model that always answers alike: a circuit has to be nearer
 
@@ -257,7 +257,10 @@ class _Search:
         n_steps, (steps, most) = 0, self._count_steps(trial)
         heals = heals and not (self._keeps_quality(cut) and cut.kl < HARMLESS)
         while heals and n_steps < most:
-            before, done = after, self.healer.heal(trial.model, steps=steps, seed=self._make_seed() + n_steps)
+            before, done = (
+                after,
+                self.healer.heal(trial.model, steps=min(steps, most - n_steps), seed=self._make_seed() + n_steps),
+            )
             after, n_steps = judge_network(trial.model, self.selection), n_steps + done
             is_vain = after.kl > USEFUL_ROUND * before.kl and after.accuracy <= before.accuracy
             if self._keeps_quality(after) or is_vain or not done:  # a refit is the same again

@@ -59,8 +59,7 @@ class Mender:
 def make_healer(problem: Problem, lessons: Lessons, aside: Lessons | None, plan: LearningPlan) -> Mender:
     """What a search heals with."""
     healer = Healer(lessons, aside, problem.teacher, problem.ranks, plan)
-    is_after_dense = problem.teacher == "dense"  # what is solved for is its residual
-    return Mender(healer, problem.dense, refits=is_after_dense, trains=problem.heal == "distil")
+    return Mender(healer, problem.dense, refits=problem.heal == "refit", trains=problem.heal == "distil")
 
 
 @dataclass(eq=False)

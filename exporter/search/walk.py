@@ -7,14 +7,14 @@ from typing import Any
 
 from exporter.checks import require_number, take_integer
 
-FIRST = 0.4  # of the dense model's parameters: what is left after the first cut
-RATIO = 0.65  # of each size to the one before, and where it is small already, or not healed
-RATIO_SMALL, SMALL = 0.75, 0.12
+FIRST = 0.3  # of the dense model's parameters: what is left after the first cut
+RATIO = 0.6  # of each size to the one before, and where it is small already, or not healed
+RATIO_SMALL, SMALL = 0.7, 0.12
 RATIO_UNHEALED = 0.8
-LEAST = 0.01  # the smallest size that is tried, unless a budget asks for a smaller one
+LEAST = 0.035  # the smallest size that is tried, unless a budget asks for a smaller one
 NEAREST = 0.9  # of a size: no cut is tried that leaves more of it
 BOLDER = 2.0  # the power of the ratio after a cut that did no harm
-GENTLER = 2  # how often a gentler cut is tried where one did not keep the budget
+GENTLER = 1  # how often a gentler cut is tried where one did not keep the budget
 
 
 @dataclass

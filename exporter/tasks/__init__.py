@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ __all__ = [
     "rebuild_task",
 ]
 
-DEFAULT_SIZES = SplitSizes()
+DEFAULT_SIZES = SplitSizes(patching=250)
 FILE_SIZES = SplitSizes(patching=MOST_LINES)
 """Of a file, all patching lines are used where nothing else is said."""
 
@@ -124,8 +125,10 @@ def load_task(
     if not all(callable(getattr(tokenizer, method, None)) for method in ("encode", "decode")):
         raise InputError(f"tokenizer must have encode and decode, and is {tokenizer!r:.60}; give model.tokenizer")
     take_integer("seed", seed)
-    sizes = default_sizes(name) if sizes is None else sizes
+    sizes = SplitSizes() if sizes is None else sizes
     require_type("sizes", sizes, SplitSizes)
+    if sizes.patching is None:
+        sizes = replace(sizes, patching=default_sizes(name).patching)
     require_type("limits", limits, Limits)
     spec = TASKS.get(name)
     choices = {} if spec is None else spec.choices

@@ -100,6 +100,7 @@ def build_sets(
     parameters: Mapping[str, Any],
 ) -> TaskData:
     """Draw all sets. They are disjoint: the main ones are cut from one draw, each other has its own space."""
+    assert sizes.patching is not None, "load_task says"
     n = sizes.patching + sizes.selection + sizes.test
     prompts = draw_prompts(tokenizer, main, n, seed=f"{task}/{seed}", task=task)
     cut = sizes.patching, sizes.patching + sizes.selection

@@ -17,15 +17,20 @@ MOST_READINGS = 64  # prompts that a task keeps as text, so that a bundle's toke
 
 @dataclass(frozen=True)
 class SplitSizes:
-    """Prompts in each set; `ood` is the size of every out-of-distribution set."""
+    """Prompts in each set; `ood` is the size of every out-of-distribution set.
 
-    patching: int = 250
+    patching: None is 250, all lines of a file that names its sets, or what a gradual search has time to learn from.
+    """
+
+    patching: int | None = None
     selection: int = 250
     test: int = 500
     ood: int = 200
 
     def __post_init__(self) -> None:
         for name, size in asdict(self).items():
+            if name == "patching" and size is None:
+                continue
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise InputError(f"the {name} set cannot have {size!r} prompts; give a whole number from 1")
 
