@@ -34,7 +34,7 @@ from exporter.outputs.folders import OutputFolder
 from exporter.outputs.manifest import Manifest
 from exporter.search.checkpoints import read_prior
 from exporter.search.journal import Journal, journal_path
-from exporter.search.memory import plan_memory
+from exporter.search.memory import plan_learning, plan_memory
 from exporter.search.ranks import Ranks, read_place
 from exporter.tasks import TaskData
 from exporter.tasks.dataset import Dataset
@@ -68,10 +68,12 @@ def check_search(plan: Plan) -> None:
         read_prior(journal, gradual=job.is_gradual)
     if plan.circuit is not None:
         return
-    if plan.job.is_gradual:
-        return
     rank, size = read_place()
     share = Ranks(rank, size).take_share(selection)
+    if plan.job.is_gradual:
+        patching = plan.data.patching
+        plan_learning(plan.model.dense, 1, patching.length, job.memory_limit, n_steps=patching.n_steps)
+        return
     if job.device == "cpu" or job.memory_limit is not None:
         plan_memory(plan.model.dense, len(share), share.length, job.memory_limit, n_steps=selection.n_steps)
 

@@ -9,11 +9,16 @@ where what its units gain is more than lambda times its own cost. Lambda is foun
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from exporter.circuit import Circuit, Head
+from exporter.network.sites import Site
+from exporter.search.latency import Costs
+from exporter.search.state import State
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,39 @@ def choose_units(offers: Mapping[str, Offer], budget: float) -> dict[str, Tensor
     chosen = _choose_at(offers, math.exp(high))
     _fill_up(offers, chosen, budget)
     return chosen
+
+
+def choose_circuit(
+    base: State, worth: Mapping[str, Tensor], target: float, costs: Costs, is_candidate: Callable[[Site], bool]
+) -> Circuit:
+    """The circuit of the units of a network that are worth most for what they cost.
+
+    worth: by site, (unit,). target: what they may cost, as a share of the dense model. Units that are no candidates
+    stay.
+    """
+    offers: dict[str, Offer] = {}
+    fixed = costs.fixed
+    heads: list[Head] = []
+    mlps: list[int] = []
+    neurons: dict[int, tuple[int, ...]] = {}
+    sites = {sublayer.sites[-1].name: sublayer.sites[-1] for sublayer in base.model.sublayers()}
+    for sublayer in base.model.sublayers():
+        site, (per_unit, setup) = sublayer.sites[-1], costs.of(sublayer)
+        if is_candidate(site):
+            offers[site.name] = Offer(worth[site.name], per_unit, setup)
+        else:
+            fixed += per_unit * len(site.units) + setup
+    chosen = choose_units(offers, max(0.0, target * costs.whole - fixed))
+    for name, site in sites.items():
+        stays = chosen[name].tolist() if name in chosen else [True] * len(site.units)
+        units = tuple(unit for unit, is_kept in zip(site.units, stays, strict=True) if is_kept)
+        if site.kind == "heads":
+            heads += [Head(site.layer, unit) for unit in units]
+        elif all(stays) and base.circuit.neurons_of(site.layer) is None:
+            mlps.append(site.layer)
+        elif units:
+            neurons[site.layer] = units
+    return Circuit(tuple(heads), tuple(mlps), base.circuit.ablation, tuple(neurons.items()))
 
 
 def _fill_up(offers: Mapping[str, Offer], chosen: dict[str, Tensor], budget: float) -> None:

@@ -9,19 +9,18 @@ keep the budget, gentler cuts are tried from the last size that did: units that 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import cast
 
 import torch
-from torch import Tensor
 
-from exporter.circuit import Circuit, Head, Learning, SearchRecord, SizeStep
+from exporter.circuit import Learning, SearchRecord, SizeStep
 from exporter.errors import InputError
 from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery, slice_model
-from exporter.search.allotment import Offer, choose_units
+from exporter.search.allotment import choose_circuit
 from exporter.search.checkpoints import Checkpoint
 from exporter.search.gates import score_units
 from exporter.search.healing import HARMLESS, ask_dense, choose_lessons
@@ -219,37 +218,11 @@ class _Search:
         parts, tokens = [prompts for prompts, _ in own], [tokens for _, tokens in own]
         worth = score_units(model, parts, tokens, means, recompute=self.plan.recompute)
         ranks.add_up(list(worth.values()))
-        circuit = self._choose(base, worth, target)
+        circuit = choose_circuit(base, worth, target, self.meter.costs, problem.is_candidate)
         if self.heals:
             return cut_state(base, circuit, means)
         tables = select_tables(problem.replacements, circuit)
         return copy_state(State(circuit, slice_model(self.dense, Surgery(circuit, tables))))
-
-    def _choose(self, base: State, worth: Mapping[str, Tensor], target: float) -> Circuit:
-        """The circuit of the units that are worth most for what they cost."""
-        offers: dict[str, Offer] = {}
-        costs, fixed = self.meter.costs, self.meter.costs.fixed
-        heads: list[Head] = []
-        mlps: list[int] = []
-        neurons: dict[int, tuple[int, ...]] = {}
-        sites = {sublayer.sites[-1].name: sublayer.sites[-1] for sublayer in base.model.sublayers()}
-        for sublayer in base.model.sublayers():
-            site, (per_unit, setup) = sublayer.sites[-1], costs.of(sublayer)
-            if self.problem.is_candidate(site):
-                offers[site.name] = Offer(worth[site.name], per_unit, setup)
-            else:
-                fixed += per_unit * len(site.units) + setup
-        chosen = choose_units(offers, max(0.0, target * costs.whole - fixed))
-        for name, site in sites.items():
-            stays = chosen[name].tolist() if name in chosen else [True] * len(site.units)
-            units = tuple(unit for unit, is_kept in zip(site.units, stays, strict=True) if is_kept)
-            if site.kind == "heads":
-                heads += [Head(site.layer, unit) for unit in units]
-            elif all(stays) and base.circuit.neurons_of(site.layer) is None:
-                mlps.append(site.layer)
-            elif units:
-                neurons[site.layer] = units
-        return Circuit(tuple(heads), tuple(mlps), self.problem.replacements.ablation, tuple(neurons.items()))
 
     def _heal_and_judge(self, trial: State, *, heals: bool) -> SizeStep:
         """Heal a network in place, in rounds that are longer and longer while each is of use, and say how it does."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from exporter.tasks import acronym, greater_than, ioi
 from exporter.tasks.encoding import Example
 from exporter.tasks.file import is_file_task, read_task_file
 from exporter.tasks.lines import MOST_LINES, DataFileError, MissingFileError, hash_data_file
-from exporter.tasks.task import NO_LIMITS, Limits, SplitSizes, TaskData, TaskSpec
+from exporter.tasks.task import NO_LIMITS, PATCHING, Limits, SplitSizes, TaskData, TaskSpec
 from exporter.tasks.tokenizer import Tokenizer
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "TaskSpec",
     "Tokenizer",
     "check_task",
-    "default_sizes",
     "is_file_task",
     "list_tasks",
     "load_task",
@@ -41,7 +39,7 @@ __all__ = [
     "rebuild_task",
 ]
 
-DEFAULT_SIZES = SplitSizes(patching=250)
+DEFAULT_SIZES = SplitSizes(patching=PATCHING)
 FILE_SIZES = SplitSizes(patching=MOST_LINES)
 """Of a file, all patching lines are used where nothing else is said."""
 
@@ -125,10 +123,9 @@ def load_task(
     if not all(callable(getattr(tokenizer, method, None)) for method in ("encode", "decode")):
         raise InputError(f"tokenizer must have encode and decode, and is {tokenizer!r:.60}; give model.tokenizer")
     take_integer("seed", seed)
-    sizes = SplitSizes() if sizes is None else sizes
+    if sizes is None:
+        sizes = FILE_SIZES if is_file_task(name) else DEFAULT_SIZES
     require_type("sizes", sizes, SplitSizes)
-    if sizes.patching is None:
-        sizes = replace(sizes, patching=default_sizes(name).patching)
     require_type("limits", limits, Limits)
     spec = TASKS.get(name)
     choices = {} if spec is None else spec.choices
@@ -142,11 +139,6 @@ def load_task(
     if spec is None:
         return read_task_file(name, tokenizer, seed=seed, sizes=sizes, limits=limits).data
     return spec.build(tokenizer, seed=seed, sizes=sizes, **parameters)
-
-
-def default_sizes(task: str) -> SplitSizes:
-    """The sizes of a task's sets where nothing is said."""
-    return FILE_SIZES if is_file_task(task) else DEFAULT_SIZES
 
 
 def rebuild_task(

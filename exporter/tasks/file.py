@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from exporter.tasks.blanks import describe_odd_characters
 from exporter.tasks.dataset import Dataset
 from exporter.tasks.encoding import Encoder, Example, Ids
 from exporter.tasks.leaks import Near, describe_leaks, find_near, refuse_leaks, sum_up_leaks
-from exporter.tasks.lines import SUFFIXES, DataFileError, LineError, Problem
+from exporter.tasks.lines import MOST_LINES, SUFFIXES, DataFileError, LineError, Problem
 from exporter.tasks.records import Record, read_records
 from exporter.tasks.splits import check_classes, cut_sets, describe_unlabelled, describe_unused, drop_duplicates
 from exporter.tasks.task import MOST_READINGS, NO_LIMITS, Limits, SplitSizes, TaskData
@@ -75,7 +75,8 @@ def read_task_file(
     twins = find_twins(distinct, tokenizer, n_lead=len(encoder.lead), special={*encoder.lead, pad})
     refuse_leaks(path, distinct, twins)
     check_classes(path, distinct)
-    sets = cut_sets(path, distinct, twins, seed, sizes)
+    wanted = sizes.fill(MOST_LINES)
+    sets = cut_sets(path, distinct, twins, seed, wanted)
     near = find_near(distinct, twins, sets)
     doubts = (
         *encoder.describe_doubts(),
@@ -83,7 +84,7 @@ def read_task_file(
         *describe_unlabelled(distinct),
     )
     notes = (*doubts, *describe_unused(distinct, sets), *sum_up_leaks(near))
-    parameters = {"path": str(path), "sha256": sha256, "seed": seed, "sizes": asdict(sizes)}
+    parameters = {"path": str(path), "sha256": sha256, "seed": seed, "sizes": wanted}
     special = {"special_ids": list(encoder.lead), "pad_id": pad}
     return FileTask(
         data=_stack_task(Path(path).name, sets, parameters, special, notes=notes),

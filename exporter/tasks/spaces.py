@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ import torch
 from exporter.errors import InputError
 from exporter.tasks.dataset import Dataset
 from exporter.tasks.prompts import Prompt
-from exporter.tasks.task import MOST_READINGS, SplitSizes, TaskData
+from exporter.tasks.task import MOST_READINGS, PATCHING, SplitSizes, TaskData
 from exporter.tasks.tokenizer import Tokenizer, encode_text, find_lead
 
 
@@ -100,14 +100,15 @@ def build_sets(
     parameters: Mapping[str, Any],
 ) -> TaskData:
     """Draw all sets. They are disjoint: the main ones are cut from one draw, each other has its own space."""
-    assert sizes.patching is not None, "load_task says"
-    n = sizes.patching + sizes.selection + sizes.test
+    wanted = sizes.fill(PATCHING)
+    patching, selection = wanted["patching"], wanted["selection"]
+    n = patching + selection + wanted["test"]
     prompts = draw_prompts(tokenizer, main, n, seed=f"{task}/{seed}", task=task)
-    cut = sizes.patching, sizes.patching + sizes.selection
+    cut = patching, patching + selection
     lead = find_lead(tokenizer)
     return TaskData(
         task=task,
-        parameters={"seed": seed, "sizes": asdict(sizes), **parameters},
+        parameters={"seed": seed, "sizes": wanted, **parameters},
         patching=stack_prompts(prompts[: cut[0]]),
         selection=stack_prompts(prompts[cut[0] : cut[1]]),
         test=stack_prompts(prompts[cut[1] :]),

@@ -9,14 +9,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from exporter.tasks.allotment import allot_groups
 from exporter.tasks.encoding import Example, Ids
 from exporter.tasks.lines import DataFileError, Problem, list_places, refuse_file
 from exporter.tasks.records import SETS
-from exporter.tasks.task import SplitSizes
 from exporter.tasks.twins import Twin, group_twins
 
 FEWEST_PROMPTS = 8
@@ -72,7 +70,7 @@ def check_classes(path: str | Path, examples: Sequence[Example]) -> None:
 
 
 def cut_sets(
-    path: str | Path, examples: Sequence[Example], twins: Sequence[Twin], seed: int, sizes: SplitSizes
+    path: str | Path, examples: Sequence[Example], twins: Sequence[Twin], seed: int, sizes: Mapping[str, int]
 ) -> dict[str, list[Example]]:
     """The examples of each set: patching, selection, test, and the unseen ones as `ood:<name>`."""
     groups: dict[str | None, list[int]] = {}
@@ -83,7 +81,7 @@ def cut_sets(
     if named and free:
         message = f"no split, but {named[0]} has one; give it to all {named[0].noun}s but the ood ones, or to none"
         refuse_file(path, message, examples[free[0]].record.place)
-    wanted = {name: size for name, size in asdict(sizes).items() if name in SETS}
+    wanted = {name: sizes[name] for name in SETS}
     fewest = {name: min(FEWEST_PROMPTS, wanted[name]) for name in SETS}
     if named:
         sets = {name: _draw(rng, groups.get(name, []), wanted[name]) for name in SETS}
@@ -94,7 +92,9 @@ def cut_sets(
     else:
         sets = _cut_free(path, examples, twins, _draw(rng, free, len(free)), wanted, fewest)
     sets |= {
-        name: _draw(rng, groups[name], sizes.ood) for name in sorted(str(key) for key in groups.keys() - {None, *SETS})
+        name: _draw(rng, groups[name], sizes["ood"])
+        for name in sorted(str(key) for key in groups.keys() - {None, *SETS})
+        for name in sorted(str(key) for key in groups.keys() - {None, *SETS})
     }
     return {name: [examples[row] for row in rows] for name, rows in sets.items()}
 

@@ -15,6 +15,10 @@ from exporter.tasks.tokenizer import Tokenizer
 MOST_READINGS = 64  # prompts that a task keeps as text, so that a bundle's tokenizer can be compared with them
 
 
+PATCHING = 250
+"""Prompts in the patching set of a built-in task where nothing is said."""
+
+
 @dataclass(frozen=True)
 class SplitSizes:
     """Prompts in each set; `ood` is the size of every out-of-distribution set.
@@ -26,6 +30,10 @@ class SplitSizes:
     selection: int = 250
     test: int = 500
     ood: int = 200
+
+    def fill(self, patching: int) -> dict[str, int]:
+        """The sizes by name, with this one of the patching set where none is given."""
+        return asdict(self) | {"patching": self.patching or patching}
 
     def __post_init__(self) -> None:
         for name, size in asdict(self).items():

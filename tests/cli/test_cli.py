@@ -269,10 +269,11 @@ def test_a_gradual_search_takes_more_prompts_by_default(
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     model = make_checkpoint()
     for task, options, n in (
-        ("acronym", ("--max-kl", "1"), 1000),
+        ("acronym", (), 4000),
         (tmp_path / "t.jsonl", ("--max-kl", "1"), 300),
         (tmp_path / "t.jsonl", (), 300),
-        ("acronym", (), 250),
+        ("acronym", ("--preset", "paper"), 250),
+        (tmp_path / "t.jsonl", ("--alpha", "1"), 300),
     ):
         job = ("--task", task, "--model", model, "--dry-run", "--json", "--force", "--out", tmp_path / "m.onnx")
         assert json.loads(run.succeeds(*job, *options))["prompts"]["patching"] == n

@@ -40,7 +40,7 @@ def healed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     budget, out = Budget(max_params="10%"), folder / "m.onnx"
     job = Job("acronym", out, model=str(model), budget=budget, sizes=sizes, bundle=folder / "b")
     with pytest.MonkeyPatch.context() as patch:  # how well it is healed is not asked here
-        patch.setattr(gradual, "LEAST_STEPS", 4)
+        patch.setattr(gradual, "LEAST_ROUND", 4)
         patch.setattr(gradual, "MOST_STEPS", 8)
         run_job(job)
     return folder

@@ -96,7 +96,7 @@ def test_a_search_in_half_precision_exports_the_checkpoints_own_weights(
     assert narrow.circuit["trace"] != wide.circuit["trace"]
     assert narrow.exactness.hooked_vs_rewritten <= narrow.exactness.limit
     run.succeeds("verify", out)
-    job = Job(task="acronym", out=None, model=str(make_checkpoint()), sizes=SplitSizes(20, 20, 30))
+    job = Job(task="acronym", out=None, model=str(make_checkpoint()), sizes=SplitSizes(20, 20, 30), preset="paper")
     plan = prepare(job)
     assert plan.search_key != replace(plan, job=replace(job, dtype="bfloat16")).search_key
 
@@ -263,7 +263,7 @@ def test_the_default_circuit_of_the_bundled_model_is_faithful_and_half_the_size(
 ) -> None:
     """By default on few prompts, and of all tasks on as many as the command line takes."""
     few = ("--patching-prompts", n, "--selection-prompts", n, "--test-prompts", n) if n < 500 else ()
-    run.succeeds("--task", task, "--model", "bundled", "--out", tmp_path / "m.onnx", *few)
+    run.succeeds("--task", task, "--model", "bundled", "--out", tmp_path / "m.onnx", *few, "--preset", "paper")
     manifest = Manifest.load(tmp_path / "m.json")
     assert manifest.test.n == n
     assert manifest.test.circuit.accuracy >= manifest.test.dense.accuracy - 0.02

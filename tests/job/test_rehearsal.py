@@ -398,7 +398,7 @@ pipeline.rehearse = interrupted
 def test_ctrl_c_in_a_rehearsal_leaves_nothing(folder: Path, tmp_path: Path, nursery: Nursery) -> None:
     (tmp_path / "scratch").mkdir()
     job = ["--task", folder / "padded.jsonl", "--model", folder / "model", "--bundle", tmp_path / "b", "--force"]
-    job += ["--with-past", "--quiet"]
+    job += ["--with-past", "--quiet", "--preset", "paper"]
     for place in range(12):  # to half a second: from its beginning to after its end
         first = STRUCK.format(seconds=0.003 * 1.6**place)
         found = nursery.run(job, first=first, TMPDIR=str(tmp_path / "scratch"))

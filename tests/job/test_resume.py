@@ -158,8 +158,8 @@ def test_a_gradual_search_is_resumed_with_the_same_options_alone(
     }  # fmt: skip
     for options, message in other.items():
         run.fails(3, f"is of another search: {message}", *gradual_job(model, out, *options))
-    greedy = [option for option in gradual_job(model, out) if option not in ("--max-kl", "2")]
-    run.fails(3, "is of a gradual search, and this one is greedy", *greedy)
+    bare = [option for option in gradual_job(model, out) if option not in ("--max-kl", "2")]
+    run.fails(3, "is of a gradual search, and this one is greedy", *bare, "--preset", "paper")
     assert read_result(tmp_path) == before
     for weights in tmp_path.glob("*.safetensors"):
         weights.write_bytes(weights.read_bytes()[:-1])

@@ -70,22 +70,27 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return found
 
 
-@pytest.mark.parametrize("budget", [None, Budget(max_params="20%", max_latency_ms=1000.0)], ids=["paper", "deploy"])
+@pytest.mark.parametrize(
+    ("alpha", "budget"),
+    [(0.01, None), (None, Budget(max_params="20%", max_latency_ms=1000.0))],
+    ids=["paper", "deploy"],
+)
 def test_the_search_reads_no_prompt_that_it_is_judged_by(
+    alpha: float | None,
     budget: Budget | None,
     marked: Path,
     recorder: Recorder,
     make_checkpoint: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gradual, "LEAST_STEPS", 2)
+    monkeypatch.setattr(gradual, "LEAST_ROUND", 2)
     monkeypatch.setattr(gradual, "MOST_STEPS", 4)
     monkeypatch.setattr(build, "LATENCY_BLOCKS", 2)
     checkpoint = make_checkpoint()
     tokenizer = load_model(checkpoint).tokenizer
     marks = {name: tokenizer.encode(text) for name, text in MARKERS.items()}
     assert all(len(ids) == 1 for ids in marks.values())
-    job = Job(str(marked), marked.parent / "m.onnx", model=str(checkpoint), budget=budget, force=True)
+    job = Job(str(marked), marked.parent / "m.onnx", model=str(checkpoint), alpha=alpha, budget=budget, force=True)
     run_job(job, on_stage=recorder.enter)
 
     def met(stage: str) -> set[str]:

@@ -38,7 +38,7 @@ class Interrupted(BaseException):
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """How well it is healed is not asked here."""
-    monkeypatch.setattr(gradual, "LEAST_STEPS", 3)
+    monkeypatch.setattr(gradual, "LEAST_ROUND", 3)
     monkeypatch.setattr(gradual, "MOST_STEPS", 6)
 
 
@@ -94,7 +94,7 @@ def get_last(journal: Path) -> dict[str, Any]:
         ("gpt2", {}),
         ("llama", {"teacher": "both", "seed": 3}),
         ("llama", {"rule": Budget(max_kl=0.5), "heal": "none", "ablation": Ablation(by="global")}),
-        ("gpt2", {"rule": Budget(max_params="30%"), "heal": "none"}),
+        ("gpt2", {"rule": Budget(max_params="12%"), "heal": "none"}),
     ],
     ids=["healed", "llama healed", "llama", "parameters"],
 )
@@ -220,7 +220,7 @@ def test_weights_go_where_the_journal_goes(error: BaseException, tmp_path: Path,
 
 
 def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"rule": Budget(max_params="30%"), "heal": "none"}  # each size is gone on from
+    options = {"rule": Budget(max_params="12%"), "heal": "none"}  # each size is gone on from
     interrupt(journal, 1, **options)
     before = read_folder(journal)
 

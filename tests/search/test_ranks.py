@@ -138,18 +138,18 @@ def test_when_a_rank_of_torchrun_dies_all_end_soon_and_the_search_goes_on(
 
 BRIEFLY = """
 from exporter.search import gradual
-gradual.LEAST_STEPS, gradual.MOST_STEPS = 6, 12
+gradual.LEAST_ROUND, gradual.MOST_STEPS = 6, 12
 """
 DYING_WHILE_HEALING = """
 import signal
 from exporter.search.healing import Healer
-step, calls = Healer._step, []
+step, calls = Healer._take_step, []
 def die(*arguments):
     calls.append(None)
     if len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(*arguments)
-Healer._step = die
+Healer._take_step = die
 """
 
 

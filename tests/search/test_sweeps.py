@@ -107,7 +107,7 @@ def test_records_are_of_what_ships(model: str, variant: str, bundled: LanguageMo
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     """A search of the bundled model with all defaults."""
-    return prepare(Job(task="acronym", out=None, model="bundled", sizes=SMALL))
+    return prepare(Job(task="acronym", out=None, model="bundled", sizes=SMALL, preset="paper"))
 
 
 def test_the_default_search_claims_its_sweep(plan: Plan) -> None:
@@ -138,7 +138,7 @@ def test_another_search_claims_no_sweep_and_says_so(plan: Plan, options: dict[st
 def test_another_task_claims_no_sweep_and_says_so(run: Run, tmp_path: Path) -> None:
     """On the command line: three letters, where one was swept."""
     arguments = ("--task", "acronym", "--letters", "3", "--model", "bundled", "--out", tmp_path / "m.onnx", "--dry-run")
-    code, _, err = run.all(*arguments)
+    code, _, err = run.all(*arguments, "--preset", "paper")
     told = "warning: alpha is 0.09, chosen for acronym on bundled; not swept for this search"
     assert code == 0 and err.count("\n") == 1 and told in err
 
@@ -208,7 +208,8 @@ def test_a_sweep_of_a_data_file_is_found_for_that_file(
     monkeypatch.setattr(thresholds, "_SWEEPS", json.loads(records.read_text()))
 
     def plan() -> Any:
-        return prepare(Job(task=str(path), out=None, model=str(make_checkpoint(n_layer=1, n_head=1)), force=True))
+        model = str(make_checkpoint(n_layer=1, n_head=1))
+        return prepare(Job(task=str(path), out=None, model=model, preset="paper", force=True))
 
     found = plan()
     assert found.alpha == 0.003 and found.alpha_sweep["sweep"][0]["alpha"] == 0.003

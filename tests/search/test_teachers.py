@@ -35,7 +35,7 @@ def model() -> LanguageModel:
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """How well it is healed is not asked here."""
-    monkeypatch.setattr(gradual, "LEAST_STEPS", 4)
+    monkeypatch.setattr(gradual, "LEAST_ROUND", 4)
     monkeypatch.setattr(gradual, "MOST_STEPS", 8)
     monkeypatch.setattr(gradual, "LEAST_ASIDE", 4)
 

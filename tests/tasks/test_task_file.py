@@ -476,7 +476,7 @@ def test_a_task_that_the_model_fails_at_is_refused_unless_forced(
         "--dry-run",
     )
     run.fails(3, r"cannot do the task .*my.jsonl: .*0.0% .*chance is 5.0%; .*or go on with --force", *arguments)
-    code, out, err = run.all(*arguments, "--force", "--json")
+    code, out, err = run.all(*arguments, "--force", "--json", "--preset", "paper")
     plan = json.loads(out)
     assert code == 0 and plan["alpha"] == 0.02 and plan["prompts"] == {"patching": 10, "selection": 10, "test": 20}
     assert "warning: " in err and "not known to be better than chance" in err
@@ -488,9 +488,8 @@ def test_main_job_and_verify_with_a_file(
 ) -> None:
     lines = [{"prompt": f"Is {i} even? Say", "answer": YES_NO[i % 2], "choices": YES_NO} for i in range(10, 50)]
     path, out = write(lines), tmp_path / "m.onnx"
-    manifest = json.loads(
-        run.succeeds("--task", path, "--model", make_checkpoint(), "--out", out, "--force", "--json")
-    )  # fmt: skip
+    job = ("--task", path, "--model", make_checkpoint(), "--out", out, "--force", "--json")
+    manifest = json.loads(run.succeeds(*job, "--preset", "paper"))
     assert manifest["alpha_sweep"] is None and manifest["circuit"]["alpha"] == 0.02
     assert manifest["task"]["name"] == "my.jsonl" and manifest["test"]["n"] == 20
     assert json.loads(run.succeeds("verify", out, "--json"))["prompts"] == 20
