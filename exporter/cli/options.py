@@ -75,7 +75,7 @@ Seed = Annotated[int, take_value("Seed of the task's sets.", panel=TASK_PANEL, l
 PatchingPrompts = Annotated[
     int | None,
     take_value(
-        "Prompts that means are taken on, and healing learns from. Default: 1000 to 4000; of paper 250; all of a file.",
+        "Prompts that means are taken on, and healing learns from. Default: 1000 to 3000; of paper 250; all of a file.",
         panel=TASK_PANEL,
         least=1,
         metavar="N",

@@ -24,7 +24,7 @@ from exporter.search.rules import DEPLOY, AlphaRule, Budget
 from exporter.search.thresholds import Threshold, find_threshold
 from exporter.tasks import SplitSizes, TaskData, is_file_task, load_task, name_variant
 
-LEAST_LESSONS, MOST_LESSONS, LESSONS_AT_SIZE = 1000, 4000, 1.6e11  # prompts, and prompts times parameters
+LEAST_LESSONS, MOST_LESSONS, LESSONS_AT_SIZE = 1000, 3000, 1.6e11  # prompts, and prompts times parameters
 _SWEPT = (Ablation(), True)  # ablation, mlps of every sweep
 
 

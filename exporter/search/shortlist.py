@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exporter.tasks.dataset import Dataset
 
-LIKELY = 1e-4  # probability
+LIKELY = 1e-3  # probability
 SAMPLED = 1024  # other tokens in each step
 _LEAST = 1e-12  # of the other tokens' probability together
 

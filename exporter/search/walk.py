@@ -11,7 +11,7 @@ FIRST = 0.3  # of the dense model's parameters: what is left after the first cut
 RATIO = 0.6  # of each size to the one before, and where it is small already, or not healed
 RATIO_SMALL, SMALL = 0.7, 0.12
 RATIO_UNHEALED = 0.8
-LEAST = 0.035  # the smallest size that is tried, unless a budget asks for a smaller one
+LEAST = 0.035  # the smallest size (with `SETUP`) that is tried, unless a budget asks for a smaller one
 NEAREST = 0.9  # of a size: no cut is tried that leaves more of it
 BOLDER = 2.0  # the power of the ratio after a cut that did no harm
 GENTLER = 1  # how often a gentler cut is tried where one did not keep the budget
@@ -39,6 +39,8 @@ class Walk:
             if size < SMALL:
                 self.ratio = max(self.ratio, RATIO_SMALL)
             self.target = size * self.ratio ** (BOLDER if harmless else 1.0)
+            if size > LEAST / NEAREST:
+                self.target = max(LEAST, self.target)
             return
         self.failures += 1
         self.ratio = self.ratio**0.5

@@ -269,7 +269,7 @@ def test_a_gradual_search_takes_more_prompts_by_default(
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     model = make_checkpoint()
     for task, options, n in (
-        ("acronym", (), 4000),
+        ("acronym", (), 3000),
         (tmp_path / "t.jsonl", ("--max-kl", "1"), 300),
         (tmp_path / "t.jsonl", (), 300),
         ("acronym", ("--preset", "paper"), 250),
