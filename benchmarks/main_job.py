@@ -136,7 +136,8 @@ def main() -> None:
     results = known.setdefault(given.model, {"tasks": {}})
     for task in given.tasks or JOBS[given.model]:
         with tempfile.TemporaryDirectory() as folder:
-            results["tasks"][task] = run_task(given.model, task, JOBS[given.model][task], Path(folder))
+            options = ["--preset", "paper", *JOBS[given.model][task]]
+            results["tasks"][task] = run_task(given.model, task, options, Path(folder))
         results |= {"date": datetime.date.today().isoformat(), "machine": describe_machine()}
         RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         table = render_table(given.model, results)

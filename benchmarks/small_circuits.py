@@ -1,8 +1,8 @@
 """Run the gradual search on tasks and seeds, and write the table of docs/small-circuits.md: `make small-results`.
 
 Manifests go to benchmarks/results/small_circuits.json, by model, task and seed, with the machine they ran on; what is
-there of other models, tasks and seeds stays. The table has medians over seeds and the worst accuracy. `--heal none`
-goes into rows of its own.
+there of other models, tasks and seeds stays. A short table goes into the README. The tables have medians over seeds
+and the worst accuracy. `--heal none` goes into rows of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from main_job import ROOT, describe_machine, run_task, write_between
 
 RESULTS = ROOT / "benchmarks" / "results" / "small_circuits.json"
-PAGE = ROOT / "docs" / "small-circuits.md"
+PAGE, README = ROOT / "docs" / "small-circuits.md", ROOT / "README.md"
 START, END = "<!-- results of small circuits -->", "<!-- end of results -->"
 OPTIONS = ["--preset", "deploy", "--logits", "answers", "--vocab", "task"]
 
@@ -43,6 +43,7 @@ def main() -> None:
             stored.sort(key=lambda run: [str(value) for value in run["key"].values()])
             RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     write_between(PAGE, START, END, render_table(stored))
+    write_between(README, START, END, render_short(stored))
 
 
 def render_table(stored: list[dict[str, Any]]) -> str:
@@ -60,6 +61,31 @@ def render_table(stored: list[dict[str, Any]]) -> str:
     return "\n".join(
         [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, "", f"{'; '.join(sorted(machines))}."]
     )
+
+
+def render_short(stored: list[dict[str, Any]]) -> str:
+    """The README's table: healed circuits, medians over seeds and the worst."""
+    rows = [
+        "| model, task | seeds | parameters | accuracy, dense to circuit (worst) | latency | job |",
+        "|" + "---|" * 6,
+    ]
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in stored:
+        if run["key"]["heal"] == "distil":
+            groups.setdefault(f"{run['key']['model']}, {run['key']['task']}", []).append(run["manifest"])
+    for name, runs in groups.items():
+        accuracy = {side: [100 * run["test"][side]["accuracy"] for run in runs] for side in ("dense", "circuit")}
+        median = statistics.median
+        cells = [
+            name, str(len(runs)),
+            f"{-100 * median(run['size']['reduction'] for run in runs):.1f} %",
+            f"{median(accuracy['dense']):.1f} to {median(accuracy['circuit']):.1f} % ({min(accuracy['circuit']):.1f})",
+            f"1/{median(run['latency'][0]['speedup'] for run in runs):.0f}",
+            f"{median(run['wall_seconds'] for run in runs):.0f} s",
+        ]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    machines = {f"{run['machine']['cpu']}, {run['machine']['cores']} cores" for run in stored}
+    return "\n".join([*rows, "", f"{'; '.join(sorted(machines))}."])
 
 
 def render_row(model: str, task: str, heal: str, runs: list[dict[str, Any]]) -> str:

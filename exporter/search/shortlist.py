@@ -18,6 +18,7 @@ from exporter.tasks.dataset import Dataset
 LIKELY = 1e-3  # probability
 SAMPLED = 1024  # other tokens in each step
 _LEAST = 1e-12  # of the other tokens' probability together
+_LOWEST = -60.0  # of their logit: there may be no others
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +36,7 @@ class Shortlist:
         if n > SAMPLED:
             drawn = self.others[torch.randint(n, (SAMPLED,), generator=generator).to(self.others.device)]
         of_others = (normed @ self.W_U[drawn].T).logsumexp(-1, keepdim=True) + math.log(max(1, n) / max(1, len(drawn)))
-        return torch.cat([normed @ self.W.T, of_others], dim=-1)
+        return torch.cat([normed @ self.W.T, of_others.clamp(min=_LOWEST)], dim=-1)
 
     def shorten(self, p: Tensor) -> Tensor:
         """Probabilities as log-probabilities of the entries: (prompt, step, vocab) -> (prompt, step, entry + 1)."""
