@@ -41,7 +41,7 @@ from exporter.search.state import (
     start_state,
     unpack_state,
 )
-from exporter.search.walk import FIRST, GENTLER, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
+from exporter.search.walk import FIRST, GENTLER, GENTLER_UNHEALED, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
 
 HEALED = 0.25  # from here on a size is healed
 SETUP = 0.002  # what a sublayer costs beside its units, as a share of the dense model's parameters
@@ -95,7 +95,8 @@ class _Search:
         self.most_kl = math.inf if problem.teacher == "labels" else MOST_OF_CONSTANT * self._judge_constant().kl
         self.start = start_state(self.dense, problem.replacements.ablation, problem.patching.length)
         self.base, self.best = self.start, None
-        self.walk = Walk(target=FIRST, ratio=RATIO if self.heals else RATIO_UNHEALED)
+        ratio = RATIO if self.heals else RATIO_UNHEALED
+        self.walk = Walk(target=FIRST if self.heals else ratio, ratio=ratio)
         if problem.checkpoint is not None:
             self._restore(problem.checkpoint)
 
@@ -164,7 +165,8 @@ class _Search:
     def _goes_on(self) -> bool:
         """Whether another size is tried."""
         walk, least = self.walk, min(LEAST, self.bounds.max_params / self.size)
-        return walk.failures <= GENTLER and walk.target >= least and not self._is_small_enough()
+        patience = GENTLER if self.heals else GENTLER_UNHEALED
+        return walk.failures <= patience and walk.target >= least and not self._is_small_enough()
 
     def _is_small_enough(self) -> bool:
         """Whether the last size ends a walk on which quality is not bounded."""

@@ -14,7 +14,7 @@ RATIO_UNHEALED = 0.8
 LEAST = 0.035  # the smallest size (with `SETUP`) that is tried, unless a budget asks for a smaller one
 NEAREST = 0.9  # of a size: no cut is tried that leaves more of it
 BOLDER = 2.0  # the power of the ratio after a cut that did no harm
-GENTLER = 1  # how often a gentler cut is tried where one did not keep the budget
+GENTLER, GENTLER_UNHEALED = 1, 3  # how often a gentler cut is tried where one did not keep the budget
 
 
 @dataclass
