@@ -41,7 +41,8 @@ def main() -> None:
             made = {"machine": describe_machine(), "date": datetime.date.today().isoformat()}
             stored = [run for run in stored if run["key"] != key] + [{"key": key, **made, "manifest": manifest}]
             stored.sort(key=lambda run: [str(value) for value in run["key"].values()])
-            RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+            lines = ",\n".join(map(json.dumps, stored))  # circuits with a thousand neurons: a run a line
+            RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     write_between(PAGE, START, END, render_table(stored))
     write_between(README, START, END, render_short(stored))
 
