@@ -146,9 +146,9 @@ def compare(folder: Path, out: Path, flags: dict[str, Any]) -> type[ExportCircui
     out.mkdir()
     if flags["circuit"] is not None:
         flags = flags | {"circuit": folder / f"{flags['circuit']}.json"}
-    dry = end(lambda: check_job(make_job(folder, out, alpha=None, **flags)))
+    preset, alpha = (None, None) if flags["circuit"] else ("paper", 0.05)
+    dry = end(lambda: check_job(make_job(folder, out, alpha=None, preset=preset, **flags)))
     assert list(out.iterdir()) == []
-    alpha = None if flags["circuit"] else 0.05
     real = end(lambda: run_job(make_job(folder, out, alpha=alpha, **flags)))
     if real[0] is ExactnessError:
         assert dry[0] is None
