@@ -9,6 +9,7 @@ The lines price what is cut next; whether the budget is kept is decided by timin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -86,7 +87,7 @@ class Meter:
         self.problem, self.bounds = problem, bounds
         begun = problem.checkpoint
         self.table = None if begun is None else begun.table
-        if budget.max_latency_ms is not None:
+        if budget.max_latency_ms is not None and budget.max_params is None:  # parameters are counted exactly
             if self.table is None:
                 table = measure(problem) if problem.ranks.leads else None
                 self.table = cast("LatencyTable", problem.ranks.share(table))
@@ -102,7 +103,7 @@ class Meter:
     def time(self, state: State) -> float:
         """Milliseconds of a network as a file, as rank 0 measures it the first time; 0 where latency is not bounded."""
         time, ranks = self.problem.time, self.problem.ranks
-        if self.table is None or time is None:
+        if math.isinf(self.bounds.max_latency_ms) or time is None:
             return 0.0
         if state.circuit not in self._timed:
             self._timed[state.circuit] = cast(
@@ -116,10 +117,10 @@ class Meter:
         if self.bounds.keeps_cost(n_parameters, ms):
             return True
         price = self.costs.price(state.model)
-        if self.table is not None and price <= self.goal * (1 + 1e-9):
-            over = n_parameters / self.bounds.max_params
-            if (most := self.bounds.max_latency_ms - self.table.rest_ms) > 0:
-                over = max(over, (ms - self.table.rest_ms) / most)
+        if price <= self.goal * (1 + 1e-9):
+            over, rest_ms = n_parameters / self.bounds.max_params, 0.0 if self.table is None else self.table.rest_ms
+            if (most := self.bounds.max_latency_ms - rest_ms) > 0:
+                over = max(over, (ms - rest_ms) / most)
             self.goal = price * min(NEAREST, 1 / over)
         return False
 
