@@ -27,7 +27,7 @@ from exporter.search.state import group_steps
 from exporter.tasks.dataset import Dataset
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean variance of an input; prompts kept aside say which
-RIDGE = 1e-2  # where none are kept aside
+RIDGE = 1e-1  # where none are kept aside
 _CHUNK = 32
 
 
