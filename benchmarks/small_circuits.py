@@ -66,10 +66,7 @@ def render_table(stored: list[dict[str, Any]]) -> str:
 
 def render_short(stored: list[dict[str, Any]]) -> str:
     """The README's table: healed circuits, medians over seeds and the worst."""
-    rows = [
-        "| model, task | seeds | parameters | accuracy, dense to circuit (worst) | latency | job |",
-        "|" + "---|" * 6,
-    ]
+    rows = ["| model, task | parameters | accuracy, dense to circuit (worst) | latency |", "|" + "---|" * 4]
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in stored:
         if run["key"]["heal"] == "distil":
@@ -78,12 +75,11 @@ def render_short(stored: list[dict[str, Any]]) -> str:
         accuracy = {side: [100 * run["test"][side]["accuracy"] for run in runs] for side in ("dense", "circuit")}
         median = statistics.median
         cells = [
-            name, str(len(runs)),
+            name,
             f"{-100 * median(run['size']['reduction'] for run in runs):.1f} %",
             f"{median(accuracy['dense']):.1f} to {median(accuracy['circuit']):.1f} % ({min(accuracy['circuit']):.1f})",
             f"1/{median(run['latency'][0]['speedup'] for run in runs):.0f}",
-            f"{median(run['wall_seconds'] for run in runs):.0f} s",
-        ]  # fmt: skip
+        ]
         rows.append(f"| {' | '.join(cells)} |")
     machines = {f"{run['machine']['cpu']}, {run['machine']['cores']} cores" for run in stored}
     return "\n".join([*rows, "", f"{'; '.join(sorted(machines))}."])

@@ -108,8 +108,9 @@ def test_the_readmes_figures_are_those_of_the_results(monkeypatch: pytest.Monkey
     unseen = next(
         run for run in stored if run["key"] == {"model": "bundled", "task": "ioi", "heal": "distil", "seed": 0}
     )
-    names = unseen["manifest"]["ood"]["names"]
-    assert f"on {100 * names['circuit']['accuracy']:.1f} % of prompts with names" in " ".join(readme.split())
+    prose = " ".join(readme.split())
+    for found in unseen["manifest"]["ood"].values():  # where ioi fails, with the dense model's own figure
+        assert all(f"on {100 * found[who]['accuracy']:.1f} %" in prose for who in ("circuit", "dense"))
 
 
 def test_the_readme_is_short() -> None:
