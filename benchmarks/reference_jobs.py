@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "models" / "bundled"
 FEW = ("--patching-prompts", "40", "--selection-prompts", "40", "--test-prompts", "60")
 FILE_TASK = ROOT / "exporter" / "tasks" / "examples" / "agreement.jsonl"
+PAPER = ("--preset", "paper") if find_spec("exporter.search.rules") else ()  # before presets there was no other search
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "starcoder2")
 LEFT_OUT = ("seconds", "latency", "versions", "notes")
 JOBS: dict[str, tuple[str, ...]] = {
@@ -88,7 +90,7 @@ def describe(manifest: Path) -> dict[str, Any]:
 def run(arguments: tuple[str, ...], folder: Path, *, processes: int = 1) -> dict[str, Any]:
     """One job from the folder that has the models; its manifest."""
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
-    command = [sys.executable, *start, "-m", "exporter", *arguments, "--quiet", "--force"]
+    command = [sys.executable, *start, "-m", "exporter", *arguments, *PAPER, "--quiet", "--force"]
     if "--bundle" not in arguments:
         command += ["--out", "m.onnx"]
     done = subprocess.run(_with_model(command), cwd=folder, env=_environment(), capture_output=True, text=True)
@@ -101,7 +103,9 @@ def run(arguments: tuple[str, ...], folder: Path, *, processes: int = 1) -> dict
 
 def run_killed(arguments: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """The same, killed in its search after a few decisions and resumed."""
-    command = _with_model([sys.executable, "-m", "exporter", *arguments, "--out", "m.onnx", "--force", "--quiet"])
+    command = _with_model(
+        [sys.executable, "-m", "exporter", *arguments, *PAPER, "--out", "m.onnx", "--force", "--quiet"]
+    )
     journal = folder / "m.onnx.journal"
     process = subprocess.Popen(command, cwd=folder, env=_environment())
     while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 5):
