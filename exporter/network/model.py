@@ -143,8 +143,8 @@ class CircuitModel(nn.Module):
             raise InputError(f"input_ids has token {outside}, and this model's go from 0 to {len(self.W_E) - 1}")
 
     def embed(self, input_ids: Tensor, at: Positions) -> Tensor:
-        """The residual before the first step: (batch, pos) int64 -> (batch, pos, d_model)."""
-        x = functional.embedding(input_ids, self.W_E)
+        """The residual before the first step, at the positions `at`: the last of (batch, pos) int64 token ids."""
+        x = functional.embedding(input_ids[:, -at.pos :], self.W_E)  # (batch, pos, d_model)
         return x if self.W_pos is None else x + functional.embedding(at.ids, self.W_pos)
 
     def unembed(self, x: Tensor) -> Tensor:
@@ -160,6 +160,7 @@ class CircuitModel(nn.Module):
         """
         at = self.place(input_ids, mask)
         take_integer("n_steps", n_steps, least=1, most=input_ids.shape[1])
+        at = at.crop(n_steps)
         return self.unembed(run_to_last(self.steps, self.embed(input_ids, at), at, n_last=n_steps))
 
     def next_token_logits(self, input_ids: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -61,6 +61,14 @@ class Positions:
         rotary = None if self.rotary is None else (self.rotary[0][:, :, -n:], self.rotary[1][:, :, -n:])
         return Positions(self.ids[:, -n:], self.rows[:, -n:], None if self.mask is None else self.mask[:, -n:], rotary)
 
+    def crop(self, n_last: int) -> Positions:
+        """The same without the first positions that are padding in every prompt; the last n_last stay."""
+        if self.mask is None:
+            return self
+        empty = int((~self.mask.any(dim=0)).long().cumprod(0).sum())
+        kept = self.take_last(max(self.pos - empty, n_last))
+        return replace(kept, mask=None) if kept.mask is not None and kept.mask.all() else kept
+
     def split_opening(self, n: int) -> Positions:
         """The same positions with the first n as the opening of the others. There must be no padding."""
         if n == 0:

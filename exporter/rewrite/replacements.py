@@ -44,34 +44,37 @@ def compute_replacements(
     *,
     ablation: Ablation,
     neurons: Collection[int] = (),
-    on_residual: Callable[[Tensor], None] | None = None,
+    on_residual: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Replacements:
     """Tables over the patching set for the heads and the MLP of every layer, and for the neurons of layers `neurons`.
 
     In a table by position, a position that no prompt has takes the mean over all positions. Zero ablation reads only
-    shapes from the pass over `patching`, and gives one row whatever `ablation.by` is. `on_residual` is called with each
-    part's residual after the last step, (prompt, pos, d_model). Raises InputError: prompts are longer than the model's
+    shapes from the pass over `patching`, and gives one row whatever `ablation.by` is. `on_residual` is called with the
+    rows of some prompts, and their residual after the last step, (prompt, pos, d_model). Raises InputError: prompts are longer than the model's
     positions.
     """
     dense = dense.replace(align=ablation.align)
     means: dict[str, _Mean] = {}
-    for part in patching.split(CHUNK):
-        at = dense.place(part.input_ids, part.mask, length=patching.length)
+    for rows in patching.order_by_length().split(CHUNK):
+        part = patching.take(rows)
+        at = dense.place(part.input_ids, part.mask, length=patching.length).crop(patching.n_steps)
         x = dense.embed(part.input_ids, at)
         for step in dense.steps:
             step = step.load()
             x, here = x.to(step.device), at.to(x.device if step.device is None else step.device)
             out = x
             for sublayer in step.sublayers:
-                first, *others = sublayer.sites
-                seen = {first: first.read(x, here)}
-                seen |= {site: site.read(x, here) for site in others if site.layer in neurons}
-                for site, activations in seen.items():
-                    means.setdefault(site.name, _Mean(patching.length, activations)).add(activations, here)
-                out = out + first.project(seen[first])
+                first, *finer = sublayer.sites
+                read = [first, *(site for site in finer if site.layer in neurons)][-1]
+                activations = read.read(x, here)
+                output = read.project(activations)
+                seen = {read: activations} if read is first else {first: output, read: activations}  # an MLP's output
+                for site, values in seen.items():
+                    means.setdefault(site.name, _Mean(patching.length, values)).add(values, here)
+                out = out + output
             x = out
         if on_residual is not None:
-            on_residual(x)
+            on_residual(rows, x)
     return Replacements({name: mean.reduce(ablation) for name, mean in means.items()}, ablation)
 
 

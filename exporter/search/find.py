@@ -116,10 +116,10 @@ def search_surgery(
     require_choice("strategy", strategy, SEARCHES)
     device = options.get("ranks", SOLO).device
     dense, patching, selection = dense.on_device(device), patching.to(device), selection.to(device)
-    normed: list[Tensor] = []
+    normed: dict[int, Tensor] = {}
 
-    def keep(x: Tensor) -> None:
-        normed.append(dense.final_norm(x[:, -patching.n_steps :]))
+    def keep(rows: Tensor, x: Tensor) -> None:
+        normed.update(zip(rows.tolist(), dense.final_norm(x[:, -patching.n_steps :]), strict=True))
 
     if replacements is None:
         learns = isinstance(rule, Budget)
@@ -136,7 +136,7 @@ def search_surgery(
         selection=selection,
         rule=rule,
         patching=patching,
-        normed=torch.cat(normed) if normed else None,
+        normed=torch.stack([normed[row] for row in range(len(patching))]) if normed else None,
         **options,
     )
     return SEARCHES[strategy](problem)

@@ -37,7 +37,7 @@ def run_gated(
 
     `recompute` as in `run_to_last`.
     """
-    at = model.place(part.input_ids, part.mask, length=part.length)
+    at = model.place(part.input_ids, part.mask, length=part.length).crop(part.n_steps)
     x = model.embed(part.input_ids, at)
     last = find_last_attending(model.steps)
     for index, step in enumerate(model.steps):

@@ -77,12 +77,12 @@ class _Search:
         self.heals = problem.heal != "none"
         self.size = self.dense.count_parameters()
         self.path: list[SizeStep] = []
-        self.selection = ask_dense(self.dense, problem.selection)
+        self.selection = ask_dense(self.dense, problem.selection.take(problem.selection.order_by_length()))
         lessons = ask_dense(self.dense, problem.patching, normed=problem.normed)
         lessons = choose_lessons(lessons, problem.teacher)
         rows = torch.randperm(len(lessons), generator=self._make_generator())
         n_aside = min(MOST_ASIDE, int(len(lessons) * ASIDE))
-        aside = lessons.take(rows[:n_aside]) if n_aside >= LEAST_ASIDE else None
+        aside = lessons.take(rows[:n_aside]).sort() if n_aside >= LEAST_ASIDE else None
         self.lessons = lessons if aside is None else lessons.take(rows[n_aside:])
         length, n_steps = problem.patching.length, problem.patching.n_steps
         ranks = problem.ranks
@@ -209,7 +209,7 @@ class _Search:
         """A network that costs at most the target's share of the dense model, not healed yet."""
         problem, model, ranks = self.problem, base.model, self.problem.ranks
         is_first = base is self.start
-        lessons = self.lessons.take(torch.arange(min(len(self.lessons), SCORED_FIRST if is_first else SCORED)))
+        lessons = self.lessons.take(torch.arange(min(len(self.lessons), SCORED_FIRST if is_first else SCORED))).sort()
         means = pick_tables(problem.replacements, model)
         if self.heals and not is_first:
             layers = {sublayer.layer for sublayer in model.sublayers()}

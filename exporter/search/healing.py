@@ -37,6 +37,7 @@ HARMLESS = 0.005  # nats: nearer to the teacher, nothing is left to learn
 USEFUL = 0.02  # of the loss: what is better by less is no progress
 LOOKS = 4  # how often a stage of healing is judged on the prompts that are kept aside
 _CHUNK = 64
+_POOL = 16  # batches that prompts of like length are gathered from
 _ALL_AT_ONCE = LearningPlan(BATCH)
 
 
@@ -90,12 +91,19 @@ class Lessons:
         drawn = torch.multinomial(p.flatten(0, 1).cpu(), 1, generator=generator)
         return drawn.view(p.shape[:2]).to(p.device)
 
+    def sort(self) -> Lessons:
+        """The same from the shortest prompt to the longest."""
+        return self.take(self.prompts.order_by_length())
+
     def batches(self, size: int, generator: torch.Generator) -> Iterator[Lessons]:
-        """Batches without end, each prompt at most once an epoch."""
+        """Batches without end, each prompt at most once an epoch; prompts of like length go together."""
         size = min(size, len(self))
         while True:
             order = torch.randperm(len(self), generator=generator)
-            yield from (self.take(rows) for rows in order.split(size) if len(rows) == size)
+            for pool in order.split(_POOL * size):
+                batches = self.prompts.take(pool).order_by_length().split(size)
+                batches = sorted(batches, key=lambda places: int(places[0]))  # as random as the pool's own order
+                yield from (self.take(pool[places]) for places in batches if len(places) == size)
 
 
 def require_labels(prompts: Dataset, teacher: Teacher) -> None:
@@ -124,7 +132,7 @@ def ask_dense(dense: CircuitModel, prompts: Dataset, *, normed: Tensor | None = 
         return Lessons(prompts, normed.clone(), dense.W_U)
     found = []
     for part in prompts.split(_CHUNK):
-        at = dense.place(part.input_ids, part.mask)
+        at = dense.place(part.input_ids, part.mask).crop(part.n_steps)
         x = run_to_last(dense.steps, dense.embed(part.input_ids, at), at, n_last=part.n_steps)
         found.append(dense.final_norm(x.to(dense.W_U.device)))
     return Lessons(prompts, torch.cat(found), dense.W_U)
@@ -137,7 +145,7 @@ def answer(model: CircuitModel, part: Dataset) -> Tensor:
 
 def respond(model: CircuitModel, part: Dataset, *, recompute: bool = False) -> Tensor:
     """The normed residual at the answer positions, (prompt, step, d_model); `recompute` as in `run_to_last`."""
-    at = model.place(part.input_ids, part.mask, length=part.length)
+    at = model.place(part.input_ids, part.mask, length=part.length).crop(part.n_steps)
     x = model.embed(part.input_ids, at)
     x = run_to_last(model.steps, x, at, n_last=part.n_steps, recompute=recompute)
     normed: Tensor = model.final_norm(x.to(model.W_U.device))

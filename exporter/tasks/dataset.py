@@ -179,6 +179,12 @@ class Dataset:
         """The prompts in parts of at most `size`."""
         return [self[start : start + size] for start in range(0, len(self), size)]
 
+    def order_by_length(self) -> Tensor:
+        """Rows, (prompt,) int64, from the shortest prompt to the longest: in parts, they need less padding."""
+        if self.mask is None:
+            return torch.arange(len(self))
+        return self.mask.sum(dim=1).argsort(stable=True)
+
     def predict(self, logits: Tensor) -> Tensor:
         """The likeliest token at each answer position, of the choices where there are some.
 
