@@ -50,8 +50,8 @@ def compute_replacements(
 
     In a table by position, a position that no prompt has takes the mean over all positions. Zero ablation reads only
     shapes from the pass over `patching`, and gives one row whatever `ablation.by` is. `on_residual` is called with the
-    rows of some prompts, and their residual after the last step, (prompt, pos, d_model). Raises InputError: prompts are longer than the model's
-    positions.
+    rows of some prompts, and their residual after the last step, (prompt, pos, d_model). Raises InputError: prompts are
+    longer than the model's positions.
     """
     dense = dense.replace(align=ablation.align)
     means: dict[str, _Mean] = {}
