@@ -8,7 +8,7 @@ Kwon et al., arXiv 2204.09656). Half of it is, to second order, by how much KL(d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -69,23 +69,23 @@ def _run_step(
 def score_units(
     model: CircuitModel,
     parts: Sequence[Dataset],
-    drawn: Sequence[Tensor],
+    likelihoods: Sequence[Callable[[Tensor], Tensor]],
     means: Replacements,
     *,
     recompute: bool = False,
 ) -> dict[str, Tensor]:
     """The Fisher information of each unit's gate, by site: (unit,) float64, a sum over prompts.
 
-    drawn: for each part, the tokens whose likelihood is asked for, (prompt, step). `means` are those of the model's
-    own units, at the state that it is in. No gradient of a weight is taken.
+    likelihoods: for each part, of its logits, (prompt, step, vocab), the log-likelihood that is asked for, a sum over
+    its prompts. `means` are those of the model's own units, at the state that it is in. No gradient of a weight is
+    taken.
     """
     total = {name: torch.zeros(n, dtype=torch.float64) for name, n in finest_sites(model)}
     device = model.W_U.device
-    for part, tokens in zip(parts, drawn, strict=True):
+    for part, likelihood in zip(parts, likelihoods, strict=True):
         gates = {n: torch.ones(len(part), k, device=device, requires_grad=True) for n, k in finest_sites(model)}
         logits = run_gated(model, part, means, gates, recompute=recompute)
-        log_p = logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]  # (prompt, step)
-        slopes = torch.autograd.grad((log_p * part.counted).sum(), list(gates.values()))
+        slopes = torch.autograd.grad(likelihood(logits), list(gates.values()))
         for name, slope in zip(gates, slopes, strict=True):
             total[name] += slope.double().square().sum(0).cpu()
     return total

@@ -8,7 +8,6 @@ keep the budget, gentler cuts are tried from the last size that did: units that 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -23,8 +22,8 @@ from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import choose_circuit
 from exporter.search.checkpoints import Checkpoint
 from exporter.search.gates import score_units
-from exporter.search.healing import HARMLESS, ask_dense, choose_lessons
-from exporter.search.judging import CHUNK, Judgement, judge, judge_network
+from exporter.search.healing import HARMLESS, ask_dense, choose_lessons, draw_likelihood
+from exporter.search.judging import CHUNK, Judgement, judge, judge_constant, judge_network
 from exporter.search.latency import Meter
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
@@ -51,7 +50,6 @@ LEAST_ASIDE, MOST_ASIDE = 8, 128
 ROUND_AT_WHOLE, STEPS_AT_WHOLE = 6, 18  # of healing at the size of the dense model; at a share of it as many more
 LEAST_ROUND, MOST_ROUND, MOST_STEPS = 24, 240, 720
 USEFUL_ROUND = 0.9  # of the KL: what a round has to come below, or else win accuracy
-MOST_OF_CONSTANT = 0.75  # of the KL of a model that always answers alike: a circuit has to be nearer
 
 
 @torch.inference_mode(False)
@@ -92,7 +90,7 @@ class _Search:
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
         self.meter = Meter(problem, self.budget, self.bounds, setup=SETUP)
-        self.most_kl = math.inf if problem.teacher == "labels" else MOST_OF_CONSTANT * self._judge_constant().kl
+        self.constant = judge_constant(self.selection, self.lessons, problem.teacher)
         self.start = start_state(self.dense, problem.replacements.ablation, problem.patching.length)
         self.base, self.best = self.start, None
         ratio = RATIO if self.heals else RATIO_UNHEALED
@@ -215,10 +213,11 @@ class _Search:
             layers = {sublayer.layer for sublayer in model.sublayers()}
             means = compute_replacements(model, lessons.prompts, ablation=means.ablation, neurons=layers)
         generator = self._make_generator()
-        drawn = [(part.prompts, part.draw_tokens(generator)) for part in lessons.split(self.plan.chunk)]
-        own = drawn[ranks.rank :: ranks.size]
-        parts, tokens = [prompts for prompts, _ in own], [tokens for _, tokens in own]
-        worth = score_units(model, parts, tokens, means, recompute=self.plan.recompute)
+        parts = lessons.split(self.plan.chunk)
+        asked = [(part.prompts, draw_likelihood(part, problem.teacher, generator)) for part in parts]
+        prompts, likelihoods = zip(*asked, strict=True)
+        own = slice(ranks.rank, None, ranks.size)
+        worth = score_units(model, prompts[own], likelihoods[own], means, recompute=self.plan.recompute)
         ranks.add_up(list(worth.values()))
         circuit = choose_circuit(base, worth, target, self.meter.costs, problem.is_candidate)
         if self.heals:
@@ -262,19 +261,11 @@ class _Search:
             kept=self._keeps_quality(after),
         )
 
-    def _judge_constant(self) -> Judgement:
-        """How a model does that gives every prompt what the dense model says on average."""
-        parts = self.lessons.split(CHUNK)
-        sums = [(p.log_p.double().exp() * p.prompts.counted[..., None]).sum(0) for p in parts]  # (step, vocab) each
-        total = torch.stack(sums).sum(0)
-        total = torch.where(total.any(-1, keepdim=True), total, total.sum(0))  # a step that no lesson has
-        log_q = total.clamp(min=1e-300).log()
-        return judge(self.selection, lambda part: log_q.expand(len(part), -1, -1))
-
     def _keeps_quality(self, judged: Judgement) -> bool:
-        """Whether a network keeps the budget, and is nearer to the dense model than one that always answers alike."""
-        near = judged.kl <= self.most_kl or not self.budget.bounds_quality
-        return near and self.bounds.keeps_quality(judged.accuracy, judged.kl)
+        """Whether a network keeps the budget, and does better than a model that always answers alike."""
+        if self.budget.bounds_quality and not judged.beats(self.constant, self.problem.teacher):
+            return False
+        return self.bounds.keeps_quality(judged.accuracy, judged.kl)
 
     def _describe_nearest(self) -> str:
         """What to say where nothing keeps the budget."""

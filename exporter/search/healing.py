@@ -183,6 +183,22 @@ LOSSES: dict[Teacher, tuple[tuple[Callable[[Lessons, Tensor], Tensor], Callable[
 """What each teacher's loss is a sum of, and which answer positions each part is a mean over."""
 
 
+def draw_likelihood(lessons: Lessons, teacher: Teacher, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """What units are scored by: of logits, (prompt, step, vocab), the log-likelihood of what a teacher says.
+
+    That is a token drawn from the dense model's distribution, the right answer, or both: the square of their sum's
+    gradient is on average the sum of their squares, as tokens are drawn anew for each prompt.
+    """
+    drawn, counted = lessons.draw_tokens(generator)[..., None], lessons.prompts.counted
+
+    def likelihood(logits: Tensor) -> Tensor:
+        of_drawn = (logits.log_softmax(-1).gather(-1, drawn)[..., 0] * counted).sum()
+        of_labels = 0 if teacher == "dense" else -label_loss(lessons, logits)
+        return of_labels + (0 if teacher == "labels" else of_drawn)
+
+    return likelihood
+
+
 @dataclass(frozen=True, eq=False)
 class Healer:
     """How a network is healed: on which prompts, after which teacher, and which prompts say when to stop.

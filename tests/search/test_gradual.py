@@ -22,7 +22,7 @@ from exporter.search.allotment import Offer, choose_units
 from exporter.search.cost import count_costs
 from exporter.search.find import SEARCHES, search_surgery
 from exporter.search.gates import finest_sites, run_gated, score_units
-from exporter.search.healing import Healer, Lessons, answer, ask_dense, kl_from_dense, label_loss
+from exporter.search.healing import Healer, Lessons, answer, ask_dense, draw_likelihood, kl_from_dense, label_loss
 from exporter.search.judging import judge
 from exporter.search.ranks import Ranks
 from exporter.search.rules import Bounds, Budget, read_accuracy, read_parameters
@@ -80,7 +80,9 @@ def test_scores_are_squared_slopes_of_gates(model: LanguageModel, padded: bool) 
     layers = {sublayer.layer for sublayer in dense.sublayers()}
     means = compute_replacements(dense, prompts, ablation=Ablation(), neurons=layers)
     tokens = ask_dense(dense, prompts).draw_tokens(torch.Generator().manual_seed(0))
-    found = score_units(dense, [prompts], [tokens], means)
+    lessons = ask_dense(dense, prompts)
+    likelihood = draw_likelihood(lessons, "dense", torch.Generator().manual_seed(0))
+    found = score_units(dense, [prompts], [likelihood], means)
     double = dense.replace(steps=[step.load() for step in dense.steps])
     gates = {name: torch.ones(len(prompts), n) for name, n in finest_sites(dense)}
 

@@ -14,7 +14,7 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.search import shortlist as shortlists
 from exporter.search.find import search_surgery
 from exporter.search.gates import score_units, trained
-from exporter.search.healing import Healer, ask_dense, kl_from_dense
+from exporter.search.healing import Healer, ask_dense, draw_likelihood, kl_from_dense
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.ranks import Ranks
 from exporter.search.rules import Budget
@@ -29,7 +29,7 @@ def test_activations_that_are_computed_again_give_the_same_scores(family: str) -
     model = make_model(family)
     layers = {sublayer.layer for sublayer in model.dense.sublayers()}
     means = compute_replacements(model.dense, PROMPTS, ablation=Ablation(), neurons=layers)
-    drawn = ask_dense(model.dense, PROMPTS).draw_tokens(torch.Generator().manual_seed(0))
+    drawn = draw_likelihood(ask_dense(model.dense, PROMPTS), "both", torch.Generator().manual_seed(0))
     kept, again = (
         score_units(model.dense, [PROMPTS], [drawn], means, recompute=recompute) for recompute in (False, True)
     )

@@ -16,7 +16,8 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery
 from exporter.search import gradual
 from exporter.search.find import search_circuit, search_surgery
-from exporter.search.healing import Healer, answer, ask_dense, kl_from_dense, label_loss
+from exporter.search.healing import Healer, answer, ask_dense, draw_likelihood, kl_from_dense, label_loss
+from exporter.search.judging import MOST_OF_CONSTANT, Judgement, judge_constant
 from exporter.search.problem import Problem
 from exporter.search.rules import Budget
 from exporter.tasks.dataset import Dataset
@@ -114,4 +115,49 @@ def test_a_model_that_always_answers_alike_has_an_answer_for_every_step(model: L
     search = gradual._Search(problem)
     log_q = search.lessons.log_p[:, -1].double().exp().mean(0).log()
     expected = gradual.judge(ask_dense(model.dense, selection), lambda part: log_q.expand(len(part), 2, -1)).kl
-    assert search.most_kl == pytest.approx(gradual.MOST_OF_CONSTANT * expected)
+    assert search.constant.kl == pytest.approx(expected)
+
+
+def test_what_always_answers_alike_is_beaten_by_kl_or_beyond_chance() -> None:
+    """By hand: a coin is right 10 times of 10 with 2^-10 < 1e-3, 9 times of 9 with 2^-9 > 1e-3."""
+    constant = Judgement(0.5, 2.0, 100)
+    assert Judgement(0.0, 2 * MOST_OF_CONSTANT, 100).beats(constant, "dense")
+    assert not Judgement(1.0, 2 * MOST_OF_CONSTANT + 1e-9, 100).beats(constant, "dense")
+    assert Judgement(1.0, 9.0, 10).beats(constant, "labels")
+    assert not Judgement(1.0, 0.0, 9).beats(constant, "both")
+
+
+def test_the_constant_answer_of_labels_is_the_most_frequent_one(model: LanguageModel) -> None:
+    ids = torch.full((12,), 3)
+    ids[:5] = 4
+    prompts = replace(make_prompts(12, 6, seed=4), answer_ids=ids[:, None])
+    found = judge_constant(ask_dense(model.dense, prompts), ask_dense(model.dense, HALF), "labels")
+    assert found.accuracy == pytest.approx(7 / 12)
+
+
+def test_units_are_scored_by_what_the_teacher_says(model: LanguageModel) -> None:
+    lessons = ask_dense(model.dense, HALF)
+    logits = torch.randn(len(HALF), 1, 37, generator=torch.Generator().manual_seed(5))
+    dense, labels, both = (
+        draw_likelihood(lessons, teacher, torch.Generator().manual_seed(6))(logits)  # type: ignore[arg-type]
+        for teacher in ("dense", "labels", "both")
+    )
+    drawn = lessons.draw_tokens(torch.Generator().manual_seed(6))
+    torch.testing.assert_close(dense, logits.log_softmax(-1).gather(-1, drawn[..., None]).sum())
+    torch.testing.assert_close(labels, -label_loss(lessons, logits))
+    torch.testing.assert_close(both, dense + labels)
+
+
+def test_answers_that_cannot_be_told_from_the_prompts_are_refused(model: LanguageModel) -> None:
+    """Answers drawn by lot: whatever is learnt from them, a held-out set shows that it is nothing."""
+    generator = torch.Generator().manual_seed(7)
+    prompts, selection = (
+        replace(
+            make_prompts(n, 6, seed=seed),
+            answer_ids=torch.randint(3, 5, (n, 1), generator=generator),
+            choice_ids=torch.tensor([[3, 4]]).expand(n, 2).contiguous(),
+        )
+        for n, seed in ((64, 8), (40, 9))
+    )
+    with pytest.raises(InputError, match=r"no smaller circuit was found that keeps min_accuracy 0\.1"):
+        search_surgery(model, prompts, selection, rule=Budget(min_accuracy="0.1"), teacher="labels")
