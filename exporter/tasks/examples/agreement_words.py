@@ -12,6 +12,10 @@ def _list_forms(text: str) -> list[tuple[str, str]]:
     return forms
 
 
+def _list_words(text: str) -> list[str]:
+    return text.split()
+
+
 def _pluralise(noun: str) -> str:
     if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{noun[:-1]}ies"
@@ -48,28 +52,28 @@ stable staircase stamp star station steak step stone store storm story street su
 telephone temple test theater theory ticket tie tool towel toy track trail train trap tree truck tunnel umbrella valley
 van vase vehicle video village wagon wall warehouse watch wedding wheel window workshop yard
 """)
-ADJECTIVES = """
+ADJECTIVES = _list_words("""
 ancient angry beautiful big black blue bright broken brown busy calm cheap clean clever cold curious dark dirty dusty
 empty expensive famous fancy foreign former fresh friendly funny gentle golden gray great green happy heavy huge
 important large little lonely long lost loud lovely lucky modern mysterious narrow new nice noisy old ordinary other
 plain polite poor popular pretty quiet rare red rich round rusty sad second shiny short silent simple small square
 strange strong tall tiny tired ugly unusual valuable white wide wild wise wonderful wooden wrong yellow young
-""".split()
+""")
 LINKS = [
     "to", "of", "of", "from", "about", "behind", "above", "near", "under", "on", "with", "by", "beside", "in front of",
     "next to", "for", "below", "inside", "in", "at", "around", "against", "opposite", "close to",
     "without", "over", "beyond", "across", "outside",
 ]  # fmt: skip
-DONE = """
+DONE = _list_words("""
 admired borrowed bought broke brought built carried chose cleaned collected described designed destroyed discovered
 dropped found forgot fixed hated hid ignored imagined inspected kept left liked lost loved made mentioned moved
 needed noticed opened ordered owned painted picked preferred recommended remembered repaired returned saw sold stole
 took touched used wanted washed watched wrote
-""".split()
-MET = """
+""")
+MET = _list_words("""
 advised helped met saw visited thanked called followed admired ignored married hired fired taught raised saved served
 remembered insulted invited interviewed knew loved hated trusted questioned watched
-""".split()
+""")
 OPENINGS = [
     "", "", "", "", "", "", "I think that", "Everybody knows that", "As you can see,", "According to the newspaper,",
     "We heard that", "In my opinion,", "At the moment,", "She said that", "My brother believes that", "Today",

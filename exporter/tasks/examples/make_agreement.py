@@ -130,12 +130,14 @@ PARTICIPLES = [
 ]
 # In no other line: each pair in both orders, so that a bag of words has both answers.
 SWAPPED = [
-    ("wizard", "robot"), ("monkey", "clown"), ("banker", "dentist"), ("lion", "rabbit"), ("sailor", "pirate"),
-    ("tractor", "scooter"), ("parrot", "eagle"), ("vampire", "ghost"), ("kettle", "pumpkin"), ("duck", "swan"),
-    ("hedgehog", "squirrel"), ("otter", "penguin"), ("helicopter", "rocket"), ("refrigerator", "freezer"),
-    ("professor", "inventor"), ("castle", "tower"), ("pebble", "brick"), ("snake", "frog"), ("surfer", "skater"),
-    ("blanket", "pillow"), ("donkey", "turtle"), ("astronaut", "miner"), ("pencil", "eraser"), ("magnet", "lantern"),
-    ("owl", "spider"), ("hammer", "nail"), ("goalkeeper", "referee"), ("beekeeper", "shepherd"), ("planet", "comet"), ("skeleton", "scarecrow"),
+    ("wizard", "robot"), ("monkey", "clown"), ("banker", "dentist"), ("lion", "rabbit"),
+    ("sailor", "pirate"), ("tractor", "scooter"), ("parrot", "eagle"), ("vampire", "ghost"),
+    ("kettle", "pumpkin"), ("duck", "swan"), ("hedgehog", "squirrel"), ("otter", "penguin"),
+    ("helicopter", "rocket"), ("refrigerator", "freezer"), ("professor", "inventor"), ("castle", "tower"),
+    ("pebble", "brick"), ("snake", "frog"), ("surfer", "skater"), ("blanket", "pillow"),
+    ("donkey", "turtle"), ("astronaut", "miner"), ("pencil", "eraser"), ("magnet", "lantern"),
+    ("owl", "spider"), ("hammer", "nail"), ("goalkeeper", "referee"), ("beekeeper", "shepherd"),
+    ("planet", "comet"), ("skeleton", "scarecrow"),
 ]  # fmt: skip
 SWAPPED_LINKS = ["next to", "beside", "in front of"]
 UNSEEN_OPENINGS = ["It turned out that", "Nobody told us why", "Let us ask whether"]

@@ -17,6 +17,8 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
+from exporter.tasks.task import SplitSizes
+
 OUT = Path(__file__).with_name("sentiment.jsonl")
 PHRASES = Path(__file__).with_name("sentiment_phrases.txt")
 LABELS = (" positive", " negative")
@@ -63,6 +65,7 @@ def write_examples() -> str:
     leads, tails, sentences = (sections.pop(name)[1] for name in ("leads", "tails", "sentences"))
     every = [subject for subjects, _ in sections.values() for subject in subjects]
     lines: dict[str, list[str]] = {split: [] for split in SUBJECTS}
+    unseen: list[str] = []
 
     def add(split: str, label: int, review: str) -> None:
         parts = [review[0].upper() + review[1:]]
@@ -83,12 +86,12 @@ def write_examples() -> str:
                 for subject in rng.sample(every, SENTENCE_SUBJECTS[split]):
                     add(split, label, sentence.format(subject[0].lower() + subject[1:]))
         rng.shuffle(lines[split])
-    unseen = [
-        _write_line(wording.format(thing[0].upper() + thing[1:] if wording.startswith("{}") else thing), answer, "ood:wording")
-        for label, answer in enumerate(LABELS)
-        for wording in WORDINGS[label]
-        for thing in THINGS
-    ]
+    del lines["selection"][SplitSizes().selection :]  # a job takes no more, unless it is told to
+    for label, answer in enumerate(LABELS):
+        for wording in WORDINGS[label]:
+            for thing in THINGS:
+                text = wording.format(thing)
+                unseen.append(_write_line(text[0].upper() + text[1:], answer, "ood:wording"))
     # A file's first line is shown as an example of it, so the test set, with answers, comes first.
     return "".join([*lines["test"], *lines["selection"], *unseen, *lines["patching"]])
 
