@@ -5,7 +5,7 @@
 Every phrase was written by hand for this file, in sentiment_phrases.txt: verdicts on 24 kinds of things, whole
 sentences, and what may stand before and behind them. Each phrase belongs to one set, so that the words of the test set
 are for a good part in no other: a bag of words, which knows what it has seen, has to guess, and a language model knows
-them. The verdicts of the test set are those that need such knowledge ("kept us on the edge of our seats"). Within a
+them. Many verdicts of the test set need such knowledge ("kept us on the edge of our seats"). Within a
 kind of thing each subject goes with each verdict. Most patching lines come without an answer: the dense model is asked.
 Verdicts that the dense model got wrong were replaced or left out, so its accuracy here is higher than on free reviews.
 `benchmarks/bag_of_words.py` measures what a bag of words gets; the README beside this file has its figures.
