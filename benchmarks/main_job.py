@@ -31,7 +31,7 @@ JOBS: dict[str, dict[str, list[str]]] = {  # model, task, options
     "smollm2": {
         "acronym": SETS,
         "ioi": [*SETS, "--template", "paper"],
-        "agreement.jsonl": [],  # as many prompts as the file has
+        "agreement.jsonl": ["--patching-prompts", "124", "--alpha", "0.004"],
         # alpha 0.02 lost 5 points on patching and selection sets
         "sentiment.jsonl": ["--patching-prompts", "140", "--selection-prompts", "48", "--alpha", "0.005"],
     },
@@ -40,7 +40,7 @@ CAPTIONS = {
     "bundled": "Bundled checkpoint, mean ablation by position, 500 held-out prompts",
     "smollm2": "SmolLM2-135M-Instruct (dequantised from Q4_1), mean ablation by position; acronym and ioi (the "
     "paper's template) with 100 patching, 100 selection and 500 test prompts, agreement.jsonl with 124, "
-    "124 and 248, sentiment.jsonl with 140, 48 and 372",
+    "124 and 248, sentiment.jsonl with 140, 48 and 401",
 }
 
 

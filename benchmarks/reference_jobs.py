@@ -42,7 +42,7 @@ JOBS: dict[str, tuple[str, ...]] = {
     "right": ("--task", "acronym", "--align", "right", *FEW),
     "no-mlps": ("--task", "acronym", "--no-mlps", *FEW),
     "letters": ("--task", "acronym", "--letters", "3", *FEW),
-    "padded": ("--task", FILE_TASK.name, "--alpha", "0.02", "--force"),
+    "padded": ("--task", FILE_TASK.name, "--patching-prompts", "124", "--alpha", "0.02", "--force"),
     "with-past": ("--task", "acronym", "--with-past", *FEW),
     "past-zero": ("--task", "ioi", "--with-past", "--ablation", "zero", *FEW),
     "answers": ("--task", "greater-than", "--logits", "answers", "--vocab", "task", *FEW),

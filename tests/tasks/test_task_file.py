@@ -18,7 +18,6 @@ from exporter.evidence.fitness import check_data
 from exporter.loading.load import LanguageModel, load_model
 from exporter.runtime.session import open_session, run_logits
 from exporter.tasks import DEFAULT_SIZES, DataFileError, Limits, SplitSizes, load_task, read_task_file, rebuild_task
-from exporter.tasks.examples import make_agreement, make_sentiment
 from exporter.tasks.fill import fill_template
 
 YES_NO = [" yes", " no"]
@@ -587,15 +586,3 @@ def test_a_bad_template_or_table_is_refused(name: str, run: Run, tmp_path: Path)
     given = ("make-data", "--fill", tmp_path / "fill.csv", "--out", tmp_path / "my.jsonl", "--template", *arguments)
     run.fails(code, message, *given)
     assert [path.name for path in tmp_path.iterdir()] == ["fill.csv"]
-
-
-@pytest.mark.parametrize("module", [make_sentiment, make_agreement], ids=lambda module: module.OUT.name)
-def test_the_example_files_are_what_their_scripts_write(module: Any, bundled: LanguageModel) -> None:
-    text = module.OUT.read_text(encoding="utf-8")
-    assert module.write_examples() == text
-    found = read_task_file(module.OUT, bundled.tokenizer, sizes=SplitSizes(test=1000, ood=200))
-    assert found.lines >= 400 and found.duplicates == found.unused == 0
-    assert found.data.ood and len({len(row.input_ids) for row in found.examples["test"]}) > 8
-    for rows in found.examples.values():  # balanced: neither answer is more than 60 %
-        first = [rows[0].steps == row.steps for row in rows]
-        assert 0.4 < sum(first) / len(first) < 0.6

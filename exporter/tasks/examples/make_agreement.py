@@ -3,14 +3,24 @@
     python -m exporter.tasks.examples.make_agreement
 
 Every phrase was written by hand for this file. Each subject occurs in the singular and the plural, with the noun in
-between in both as well, so that neither the last noun nor the wording tells the answer.
+between in both as well, so that neither the last noun nor the wording tells the answer. The lines with an answer are
+cut into the three sets by the seed. The lines without one are patching lines, which the dense model is asked about:
+their nouns and links come from word lists at random, with none, one or two nouns in between.
+
+Of the unseen sets, `nouns` has other nouns, `two-nouns` two nouns in between (those of the patching lines are others),
+`participles` a construction that no other line has, and `swapped` asks for each pair of noun forms in both orders
+("The wizard behind the robots", "The robots behind the wizard"): the same bag of words has both answers, and since no
+other line has these nouns, pairs of words do not tell either. `benchmarks/bag_of_words.py` measures it.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
+
+from exporter.tasks.examples import agreement_words as words
 
 OUT = Path(__file__).with_name("agreement.jsonl")
 SINGULAR, PLURAL = (" is", " was"), (" are", " were")
@@ -100,8 +110,41 @@ UNSEEN = [
     ("pilot", "pilots", "of the", "aircraft carrier", "aircraft carriers"),
     ("scar", "scars", "on the", "knee", "knees"),
 ]
+# A construction that only its unseen set has: a subject, a participle and another noun.
+PARTICIPLES = [
+    ("letter", "letters", "hidden under", "carpet", "carpets"),
+    ("car", "cars", "parked beside", "tree", "trees"),
+    ("dog", "dogs", "chased by", "child", "children"),
+    ("book", "books", "written by", "teacher", "teachers"),
+    ("house", "houses", "surrounded by", "wall", "walls"),
+    ("boy", "boys", "sitting near", "window", "windows"),
+    ("woman", "women", "talking to", "doctor", "doctors"),
+    ("song", "songs", "sung by", "girl", "girls"),
+    ("picture", "pictures", "painted by", "artist", "artists"),
+    ("bird", "birds", "flying over", "ship", "ships"),
+    ("box", "boxes", "filled with", "apple", "apples"),
+    ("lamp", "lamps", "hanging above", "table", "tables"),
+    ("man", "men", "waiting for", "bus", "buses"),
+    ("road", "roads", "leading to", "farm", "farms"),
+    ("cake", "cakes", "baked for", "guest", "guests"),
+]
+# In no other line: each pair in both orders, so that a bag of words has both answers.
+SWAPPED = [
+    ("wizard", "robot"), ("monkey", "clown"), ("banker", "dentist"), ("lion", "rabbit"),
+    ("sailor", "pirate"), ("tractor", "scooter"), ("parrot", "eagle"), ("vampire", "ghost"),
+    ("kettle", "pumpkin"), ("duck", "swan"), ("hedgehog", "squirrel"), ("otter", "penguin"),
+    ("helicopter", "rocket"), ("refrigerator", "freezer"), ("professor", "inventor"), ("castle", "tower"),
+    ("pebble", "brick"), ("snake", "frog"), ("surfer", "skater"), ("blanket", "pillow"),
+    ("donkey", "turtle"), ("astronaut", "miner"), ("pencil", "eraser"), ("magnet", "lantern"),
+    ("owl", "spider"), ("hammer", "nail"), ("goalkeeper", "referee"), ("beekeeper", "shepherd"),
+    ("planet", "comet"), ("skeleton", "scarecrow"),
+]  # fmt: skip
+SWAPPED_LINKS = ["next to", "beside", "in front of"]
 UNSEEN_OPENINGS = ["It turned out that", "Nobody told us why", "Let us ask whether"]
 PLACES = [("beyond the", "hill", "hills"), ("across the", "river", "rivers"), ("outside the", "town", "towns")]
+N_UNLABELLED = 2000
+
+Add = Callable[..., None]
 
 
 def write_examples() -> str:
@@ -109,13 +152,28 @@ def write_examples() -> str:
     rng = random.Random(0)
     lines: dict[str, str] = {}
 
-    def add(opening: str, subject: str, rest: str, *, plural: bool, split: str | None = None) -> None:
+    def add(opening: str, subject: str, rest: str, *, plural: bool | None, split: str | None = None) -> None:
         start = f"{opening} the" if opening else "The"
         prompt = " ".join(part for part in (start, subject, rest) if part)
-        right = PLURAL if plural else SINGULAR
-        fields = {"prompt": prompt, "answers": right, "choices": SINGULAR + PLURAL}
-        lines[prompt] = json.dumps(fields | ({} if split is None else {"split": split})) + "\n"
+        fields: dict[str, object] = {"prompt": prompt}
+        if plural is not None:
+            fields |= {"answers": PLURAL if plural else SINGULAR, "choices": SINGULAR + PLURAL}
+        lines.setdefault(prompt, json.dumps(fields | ({} if split is None else {"split": split})) + "\n")
 
+    _add_main(add, rng)
+    main = list(lines.values())
+    rng.shuffle(main)
+    n_main = len(lines)
+    _add_unseen(add, rng)
+    n_labelled = len(lines)
+    while len(lines) < n_labelled + N_UNLABELLED:
+        _add_unlabelled(add, rng)
+    rest = list(lines.values())[n_main:]
+    return "".join([*main, *rest])
+
+
+def _add_main(add: Add, rng: random.Random) -> None:
+    """One noun in between, or a clause with one, or none."""
     for one, several, link, *between in PHRASES:
         for plural, noun in ((False, one), (True, several)):
             for other in between:
@@ -126,9 +184,10 @@ def write_examples() -> str:
         for plural, noun in ((False, one), (True, several)):
             for other in between:
                 add(rng.choice(OPENINGS), noun, f"{link} {other} {verb}".strip(), plural=plural)
-    main = list(lines.values())
-    rng.shuffle(main)
-    lines.clear()
+
+
+def _add_unseen(add: Add, rng: random.Random) -> None:
+    """The unseen sets. Each noun form of `swapped` stands first as often as last."""
     for one, several, link, *between in UNSEEN:
         for plural, noun in ((False, one), (True, several)):
             for other in between:
@@ -138,7 +197,43 @@ def write_examples() -> str:
             place, *third = rng.choice(PLACES)
             rest = f"{link} {rng.choice(between)} {place} {rng.choice(third)}"
             add(rng.choice(OPENINGS), noun, rest, plural=plural, split="ood:two-nouns")
-    return "".join([*main, *lines.values()])
+    for one, several, participle, *between in PARTICIPLES:
+        for plural, noun in ((False, one), (True, several)):
+            for other in between:
+                add("", noun, f"{participle} the {other}", plural=plural, split="ood:participles")
+    for first, second in SWAPPED:
+        link = rng.choice(SWAPPED_LINKS)
+        for one, several in ((first, f"{second}s"), (second, f"{first}s")):
+            add("", one, f"{link} the {several}", plural=False, split="ood:swapped")
+            add("", several, f"{link} the {one}", plural=True, split="ood:swapped")
+
+
+def _add_unlabelled(add: Add, rng: random.Random) -> None:
+    """A patching line: none, one or two nouns between the subject and its verb, each singular or plural."""
+
+    def noun(forms: list[tuple[str, str]]) -> str:
+        adjective = f"{rng.choice(words.ADJECTIVES)} " if rng.random() < 0.2 else ""
+        return adjective + rng.choice(rng.choice(forms))
+
+    def behind(forms: list[tuple[str, str]]) -> str:
+        return f"{rng.choice(words.LINKS)} the {noun(forms)}"
+
+    every = words.PEOPLE + words.THINGS
+    kind = rng.random()
+    if kind < 0.05:
+        subject, rest = f"{rng.choice(words.ADJECTIVES)} {rng.choice(rng.choice(every))}", ""
+    elif kind < 0.4:
+        subject, rest = noun(every), behind(every)
+    elif kind < 0.7:
+        subject, rest = noun(every), f"{behind(every)} {behind(words.THINGS)}"
+    elif kind < 0.8:
+        subject, rest = noun(words.THINGS), f"that the {noun(words.PEOPLE)} {rng.choice(words.DONE)}"
+    elif kind < 0.9:
+        clause = f"that the {noun(words.PEOPLE)} {rng.choice(words.DONE)}"
+        subject, rest = noun(words.THINGS), f"{clause} {behind(words.THINGS)}"
+    else:
+        subject, rest = noun(words.PEOPLE), f"who {rng.choice(words.MET)} the {noun(words.PEOPLE)}"
+    add(rng.choice(words.OPENINGS), subject, rest, plural=None)
 
 
 if __name__ == "__main__":
