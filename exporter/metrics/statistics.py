@@ -98,7 +98,21 @@ def count_prompts(discordant: float, loss: float = LOSS) -> int:
     """
     psi = max(discordant, loss)
     root = norm.ppf(1 - LEVEL / 2) * math.sqrt(psi) + norm.ppf(POWER) * math.sqrt(psi - loss**2)
-    return math.ceil(root**2 / loss**2)
+    return math.ceil(float(root) ** 2 / loss**2)
+
+
+def describe_pairing(name: str, n: int, paired: Paired) -> str | None:
+    """A sentence where the circuit is significantly worse on the n prompts of a set, or where a loss may be unseen."""
+    if paired.is_worse:
+        low, high = (-100 * end for end in reversed(paired.ci95))
+        return (
+            f"on {name} the circuit is right less often than the dense model: by {-100 * paired.difference:.1f} points "
+            f"[{low:.1f}, {high:.1f}] (McNemar's exact test, p = {paired.mcnemar_p:.2g})"
+        )
+    if n < paired.prompts_for_one_point:
+        needed = paired.prompts_for_one_point
+        return f"{n:,} prompts of {name} are too few to tell a loss of one point: that takes some {needed:,}"
+    return None
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> float:
