@@ -115,7 +115,10 @@ def render_table(stored: dict[str, Any]) -> str:
         for row in stored["rows"]
     }
     made = f"{stored['machine']['cpu']}, {stored['machine']['cores']} cores, {stored['date']}"
-    said = f"The dense model's logit difference, Brier score and ECE: {'; '.join(dense.values())}. {made}."
+    stored_pairs = {(row["task"], row["metric"]) for row in stored["rows"]}
+    missing = [f"{task} by {name}" for task in TASKS for name in SEARCHED if (task, name) not in stored_pairs]
+    not_run = f" Not run yet: {', '.join(missing)}." if missing else ""
+    said = f"The dense model's logit difference, Brier score and ECE: {'; '.join(dense.values())}. {made}.{not_run}"
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows, "", said])
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 import typing
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -144,3 +148,13 @@ def test_prompts_without_a_right_answer_are_refused_where_one_is_needed() -> Non
 
 def test_the_command_line_knows_every_metric_that_a_search_can_go_by() -> None:
     assert set(typing.get_args(typing.get_args(opts.MetricName)[0])) == set(SEARCHED)
+
+
+def test_the_table_of_metrics_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(root / "benchmarks")
+    script: Any = importlib.import_module("metric_table")
+    stored = json.loads(script.RESULTS.read_text(encoding="utf-8"))
+    text = script.PAGE.read_text(encoding="utf-8")
+    assert text.split(script.START)[1].split(script.END)[0].strip() == script.render_table(stored).strip()
+    assert {row["metric"] for row in stored["rows"]} <= set(SEARCHED)
