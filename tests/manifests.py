@@ -7,7 +7,11 @@ from typing import Any
 from exporter.circuit import Circuit, Head
 
 ACCURACY = {"accuracy": 0.5, "ci95": [0.4, 0.6]}
-FIGURES = {"n": 4, "dense": ACCURACY, "circuit": ACCURACY, "kl": 0.1, "agreement": 0.9, "metrics": {"kl": 0.1}}
+FIGURES = {
+    "n": 4, "dense": ACCURACY, "circuit": ACCURACY, "kl": 0.1, "agreement": 0.9, "metrics": {"kl": 0.1},
+    "ece": {"dense": 0.1, "circuit": 0.2},
+    "paired": {"mcnemar_p": 0.5, "difference": -0.1, "ci95": [-0.2, 0.1], "prompts_for_one_point": 900},
+}  # fmt: skip
 EXPORT: dict[str, Any] = {
     "logits": "last",
     "answer_ids": [],

@@ -33,6 +33,7 @@ def test_a_manifest_and_its_graph() -> None:
     assert (origin.circuit, origin.record) == (expected, manifest.get_record())
     assert (origin.task.sha256, origin.options.precision) == (manifest.task.sha256, "int8")
     assert manifest.test.metrics == {}  # which it did not have
+    assert (manifest.test.ece, manifest.test.paired, manifest.get_record().metric) == (None, None, "kl")
 
 
 @pytest.mark.slow

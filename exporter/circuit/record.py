@@ -16,6 +16,7 @@ from exporter.errors import InputError
 class Decision:
     """One decision of a search: KL(dense || circuit) in nats before it and without the candidate, and the outcome.
 
+    Of a search by another metric, both are losses in its unit (`SearchRecord.metric`).
     Raises InputError: a wrong type.
     """
 
@@ -122,6 +123,7 @@ class SearchRecord:
     circuit) on the selection set, in nats; None for a circuit that was given. trace: one entry for each candidate, in
     the order they were tried. budget: what a gradual search had to keep. path: the sizes it tried. learning: None where
     the weights that stay are the original's. latency: what sublayers take, where the budget bounds milliseconds.
+    metric: what the greedy search minimised; alpha and the trace are in its unit.
     """
 
     alpha: float | None = None
@@ -132,9 +134,11 @@ class SearchRecord:
     path: tuple[SizeStep, ...] = ()
     learning: Learning | None = None
     latency: LatencyTable | None = None
+    metric: str = "kl"
 
     def __post_init__(self) -> None:
         require_type("order", self.order, str)
+        require_type("metric", self.metric, str)
         if not self.order.strip():
             raise InputError(f"order is {self.order!r}; give the name of a search strategy, or 'given'")
         for name, value in (("alpha", self.alpha), ("kl", self.kl)):
@@ -152,7 +156,7 @@ class SearchRecord:
     def to_json(self) -> dict[str, Any]:
         """The fields that a manifest's `circuit` has beside the circuit itself (docs/design.md, section 7).
 
-        Those of a gradual search only where there was one.
+        Those of a gradual search only where there was one, and the metric where it was not KL.
         """
         gradual: dict[str, Any] = {
             "budget": self.budget,
@@ -163,6 +167,7 @@ class SearchRecord:
         return {
             "alpha": self.alpha,
             "order": self.order,
+            **({} if self.metric == "kl" else {"metric": self.metric}),
             "kl": self.kl,
             "trace": [decision_to_json(step) for step in self.trace],
             **{name: value for name, value in gradual.items() if value},
@@ -174,7 +179,8 @@ class SearchRecord:
         if self.budget is not None:
             kept = ", ".join(f"{name} {value}" for name, value in self.budget.items())
             return f"{self.order} search under the budget {kept}"
-        return "given by hand" if self.alpha is None else f"{self.order} order, alpha {self.alpha:g}"
+        by = "" if self.metric == "kl" else f"by {self.metric}, "
+        return "given by hand" if self.alpha is None else f"{self.order} order, {by}alpha {self.alpha:g}"
 
     @property
     def weights(self) -> str:
@@ -208,6 +214,7 @@ class SearchRecord:
             path=tuple(SizeStep.from_json(step) for step in path),
             learning=learnt,
             latency=None if latency is None else LatencyTable.from_json(latency),
+            metric=data.get("metric", "kl"),
         )
 
 

@@ -60,15 +60,27 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
             f"{latency.circuit * 1e3:.2f} ms",
             f"{latency.speedup:.2f} x  [{low:.2f}, {high:.2f}]",
         )
-    exact = manifest.exactness
+    exact, record = manifest.exactness, manifest.get_record()
     lines = (
-        f"weights: {manifest.get_record().weights}",
+        f"search: {record.search}" if record.metric != "kl" else None,
+        f"weights: {record.weights}",
+        *_describe_pairs(manifest),
         f"exact on {exact.prompts} prompts: hooked = rewritten to {exact.hooked_vs_rewritten:.1e}, "
         f"rewritten = ONNX to {exact.rewritten_vs_onnx:.1e} (largest difference of logits)",
         f"latency: medians in ONNX Runtime on {manifest.latency[0].threads} CPU threads; "
         f"the whole job took {seconds:.0f} s",
     )
-    return Group(table, *lines)
+    return Group(table, *filter(None, lines))
+
+
+def _describe_pairs(manifest: Manifest) -> list[str | None]:
+    """Where the circuit is significantly worse than the dense model, and where prompts are too few to tell."""
+    from exporter.metrics.statistics import describe_pairing
+
+    unseen = {f"the unseen {escape_controls(name)}": figures for name, figures in manifest.ood.items()}
+    test, worse = manifest.test, {name: one for name, one in unseen.items() if one.paired and one.paired.is_worse}
+    sets = {"the held-out set": test, **worse}
+    return [describe_pairing(name, one.n, one.paired) for name, one in sets.items() if one.paired is not None]
 
 
 def render_grid(circuit: Circuit, model: ModelInfo) -> RenderableType:
@@ -103,6 +115,8 @@ def render_inspection(inspection: Inspection) -> RenderableType:
         size, test = inspection.manifest.size, inspection.manifest.test
         table.add_row("parameters", f"{size.circuit:,} of {size.dense:,} ({-size.reduction:+.1%})")
         table.add_row("held-out", f"accuracy {_accuracy(test.circuit)}, dense {_accuracy(test.dense)}, n = {test.n}")
+        if test.ece is not None:
+            table.add_row("calibration", f"ECE {test.ece.circuit:.3f}, dense {test.ece.dense:.3f}")
     if inspection.note is not None:
         table.add_row("note", inspection.note)
     return Group(table, Text(), render_grid(circuit, model))

@@ -49,6 +49,7 @@ class ExportOptions:
 
     # the circuit
     alpha: opts.Alpha = None
+    metric: opts.MetricName = "kl"
     circuit: opts.CircuitFile = None
     max_params: opts.MaxParams = None
     max_kl: opts.MaxKl = None
@@ -94,6 +95,7 @@ class ExportOptions:
             revision=self.revision,
             preset=self.preset,
             alpha=self.alpha,
+            metric=self.metric,
             budget=budget,
             heal=self.heal,
             teacher=self.teacher,
@@ -198,7 +200,7 @@ def _run(job: Job, given: ExportOptions) -> None:
         said.update(notes)
 
     silent = given.quiet or given.as_json or read_place()[0] > 0
-    with JobProgress(errors, disable=silent or not errors.is_terminal) as progress:
+    with JobProgress(errors, disable=silent or not errors.is_terminal, metric=job.metric) as progress:
         manifest = run_job(
             job,
             on_stage=progress.on_stage,

@@ -38,6 +38,20 @@ Alpha = Annotated[
     float | None,
     take_value("KL threshold per step, in nats. Default: the task's own.", panel=CIRCUIT_PANEL, metavar="NATS"),
 ]
+MetricName = Annotated[
+    Literal[
+        "accuracy",
+        "agreement",
+        "kl",
+        "reverse_kl",
+        "js",
+        "answer_kl",
+        "logit_difference",
+        "probability_difference",
+        "brier",
+    ],
+    take_value("What the greedy search keeps near dense; alpha is in its unit.", panel=CIRCUIT_PANEL),
+]
 Preset = Annotated[
     Literal["deploy", "paper"] | None,
     take_value(

@@ -26,7 +26,8 @@ STAGES = {
 class JobProgress:
     """A line for each stage, with a bar while the search runs; silent when the console is no terminal."""
 
-    def __init__(self, console: Console, *, disable: bool) -> None:
+    def __init__(self, console: Console, *, disable: bool, metric: str = "kl") -> None:
+        self.loss = "KL" if metric == "kl" else f"loss of {metric}"
         self.kept: Counter[str] = Counter()  # components that stay, by type
         self.progress = Progress(
             SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
@@ -61,8 +62,9 @@ class JobProgress:
         """The search has decided on one more component."""
         if not decision.removed:
             self.kept[type(decision.component).__name__] += 1
-        kl = decision.kl_without if decision.removed else decision.kl_before
+        loss = decision.kl_without if decision.removed else decision.kl_before
         description = (
-            f"layer {decision.component.layer}  kept {self.kept['Head']} heads, {self.kept['MLP']} MLPs  KL {kl:.3f}"
+            f"layer {decision.component.layer}  kept {self.kept['Head']} heads, {self.kept['MLP']} MLPs  "
+            f"{self.loss} {loss:.3f}"
         )
         self.progress.update(self.bar, description=description, completed=done, total=total)

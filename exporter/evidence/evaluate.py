@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from exporter.checks import require_type
 from exporter.errors import InputError
 from exporter.metrics import Answers, measure
-from exporter.metrics.statistics import Accuracy, weighted_mean
+from exporter.metrics.calibration import find_ece
+from exporter.metrics.statistics import Accuracy, Paired, weighted_mean
 from exporter.rewrite.replacements import CHUNK
 from exporter.tasks.dataset import Dataset
 
@@ -24,12 +25,21 @@ AnswerLogits = Callable[[Tensor, Tensor | None, int], Tensor]
 
 
 @dataclass(frozen=True)
+class CalibrationError:
+    """The expected calibration error of both models, 0 to 1 (`exporter.metrics.calibration.find_ece`)."""
+
+    dense: float
+    circuit: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """Dense model and circuit on the same n prompts.
 
     kl: KL(dense || circuit) in nats over the whole vocabulary, its mean over all answer positions. agreement: the share
     of prompts on which both predict the same tokens. metrics: by name, the mean over prompts of every metric in
-    `METRICS`.
+    `METRICS`; those named `reference_...` are the dense model's. ece and paired are None in earlier manifests, which
+    lack them.
     """
 
     n: int
@@ -38,6 +48,8 @@ class Evaluation:
     kl: float
     agreement: float
     metrics: dict[str, float] = field(default_factory=dict)
+    ece: CalibrationError | None = None
+    paired: Paired | None = None
 
 
 @torch.inference_mode()
@@ -62,13 +74,19 @@ def evaluate_circuit(dense: AnswerLogits, circuit: AnswerLogits, dataset: Datase
         if isinstance(given, nn.Module) or not callable(given):
             raise InputError(f"{name} must be a function such as model.answer_logits, not {type(given).__name__}")
     values = measure_prompts(dense, circuit, dataset)
+    right = {"dense": values["reference_accuracy"], "circuit": values["accuracy"]}
     return Evaluation(
         n=len(dataset),
-        dense=Accuracy.of_values(values["reference_accuracy"]),
-        circuit=Accuracy.of_values(values["accuracy"]),
+        dense=Accuracy.of_values(right["dense"]),
+        circuit=Accuracy.of_values(right["circuit"]),
         kl=weighted_mean(values["kl"], dataset.counted.sum(dim=1)),  # over answers
         agreement=Accuracy.of_values(values["agreement"]).accuracy,
         metrics={name: float(of_prompts.mean()) for name, of_prompts in values.items()},
+        ece=CalibrationError(
+            dense=find_ece(values["reference_confidence"], right["dense"]),
+            circuit=find_ece(values["confidence"], right["circuit"]),
+        ),
+        paired=Paired.of(right["dense"], right["circuit"]),
     )
 
 

@@ -10,6 +10,7 @@ from exporter.checks import require_choice, require_type, take_integer
 from exporter.circuit import Ablation
 from exporter.errors import UsageError
 from exporter.graph.options import Logits, Precision, Scales, Target
+from exporter.metrics import METRICS, SEARCHED
 from exporter.search.healing import Heal, Teacher
 from exporter.search.rules import Budget
 from exporter.tasks import SplitSizes, check_task
@@ -25,6 +26,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("cpu", "cuda"),
+    "metric": SEARCHED,
     "dtype": ("float32", "bfloat16", "float16"),
     "logits": get_args(Logits),
     "vocab": ("full", "task"),
@@ -42,6 +44,8 @@ _NOT_SEARCHED = "{name} is for the search, and --circuit needs none; leave one o
 @dataclass(frozen=True)
 class Job:
     """The options of one job. `alpha=None` takes the task's default; a `circuit` file is exported without a search.
+
+    metric: what the greedy search minimises; but for KL it needs an alpha, in its unit.
 
     preset: `deploy` is the gradual search under a `budget`, healed as `heal` and `teacher` say, and `paper` the greedy
     one with alpha; None is `paper` where an alpha is given, else `deploy`.
@@ -66,6 +70,7 @@ class Job:
     revision: str | None = None
     preset: Literal["deploy", "paper"] | None = None
     alpha: float | None = None
+    metric: str = "kl"
     budget: Budget | None = None
     heal: Heal = "distil"
     teacher: Teacher = "dense"
@@ -103,6 +108,7 @@ class Job:
         searched = {
             "--preset": self.preset,
             "--alpha": self.alpha,
+            "--metric": self.metric != "kl",
             "a budget": self.budget is not None,
             "--ablation": self.ablation is not None,
             "--no-mlps": not self.mlps,
@@ -126,7 +132,8 @@ class Job:
         if self.circuit is not None:
             return
         if self.is_gradual:
-            others = {"--alpha": self.alpha is not None, "--dtype": self.dtype != "float32"}
+            others = {"--alpha": self.alpha is not None, "--metric": self.metric != "kl"}
+            others["--dtype"] = self.dtype != "float32"
             mended = "leave it out, or take --preset paper without a budget"
         else:
             others = {"a budget": self.budget is not None, "--heal": self.heal != "distil"}
@@ -139,6 +146,9 @@ class Job:
         for name, given in others.items():
             if given:
                 raise UsageError(f"{name} is not for the {'gradual' if self.is_gradual else 'greedy'} search; {mended}")
+        if self.metric != "kl" and self.alpha is None:
+            unit = METRICS[self.metric].unit
+            raise UsageError(f"--metric {self.metric} has no threshold of its own; give --alpha, in its unit ({unit})")
 
     def _check_types(self) -> None:
         """Raise InputError for a value of a wrong type, UsageError for an empty model; texts become paths."""

@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def alpha(self) -> float:
-        """The threshold of the search, in nats."""
+        """The threshold of the search, in the unit of its metric."""
         return self.job.alpha or self.default_threshold.alpha
 
     @property
@@ -96,6 +96,7 @@ class Plan:
             "example": self.example,
             "candidates": 0 if self.circuit else heads + mlps,
             "alpha": None if self.circuit or self.job.is_gradual else self.alpha,
+            **({} if self.job.metric == "kl" else {"metric": self.job.metric}),
             **({"budget": self.rule.to_json()} if isinstance(self.rule, Budget) else {}),
             "parameters": self.model.dense.count_parameters(),
             "writes": [str(path) for path in self.job.written],
@@ -176,6 +177,7 @@ class Plan:
             "prompts": hash_sets(self.data),
             "circuit": None if self.circuit is None else self.circuit.to_json() | self.record.to_json(),
             **(self._gradual_key(rule) if isinstance(rule, Budget) else {"alpha": self.alpha}),
+            **({} if job.metric == "kl" else {"metric": job.metric}),
             **self.ablation.to_json(),
             "mlps": job.mlps,
             "device": job.device,

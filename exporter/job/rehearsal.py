@@ -110,7 +110,8 @@ def _take_circuit(plan: Plan) -> Found:
     """The circuit of the job's circuit file, or a small one to rehearse with."""
     if plan.circuit is not None:
         return Found(plan.circuit, plan.record, plan.surgery)
-    return Found(pick_circuit(plan), SearchRecord(alpha=None if plan.job.is_gradual else plan.alpha, order="paper"))
+    alpha = None if plan.job.is_gradual else plan.alpha
+    return Found(pick_circuit(plan), SearchRecord(alpha=alpha, order="paper", metric=plan.job.metric))
 
 
 def pick_circuit(plan: Plan) -> Circuit:

@@ -134,6 +134,7 @@ def _search(plan: Plan, prior: Mapping[str, Any], ranks: Ranks, **callbacks: Any
         data.patching,
         data.selection,
         rule=plan.rule,
+        metric=job.metric,
         ablation=plan.ablation,
         mlps=job.mlps,
         memory_limit=job.memory_limit,

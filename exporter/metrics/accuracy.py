@@ -10,8 +10,3 @@ from exporter.metrics.answers import Answers
 def accuracy(answers: Answers) -> Tensor:
     """1 where the model's prediction is a right answer, else 0: (prompt,) float64."""
     return answers.prompts.is_answer(answers.predicted).double()
-
-
-def reference_accuracy(answers: Answers) -> Tensor:
-    """`accuracy` of the reference model: (prompt,) float64."""
-    return answers.prompts.is_answer(answers.reference_predicted).double()

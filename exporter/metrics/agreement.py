@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from exporter.metrics.accuracy import accuracy, reference_accuracy
+from exporter.metrics.accuracy import accuracy
 from exporter.metrics.answers import Answers
 
 
@@ -16,4 +16,4 @@ def agreement(answers: Answers) -> Tensor:
 
 def same_verdict(answers: Answers) -> Tensor:
     """1 where both are right or both are wrong, else 0: (prompt,) float64."""
-    return (accuracy(answers) == reference_accuracy(answers)).double()
+    return (accuracy(answers) == accuracy(answers.of_reference)).double()

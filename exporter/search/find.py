@@ -33,6 +33,7 @@ def find_circuit(
     selection: Dataset,
     *,
     alpha: float,
+    metric: str = "kl",
     ablation: Ablation | Kind = "mean",
     mean: By = "position",
     align: Align = "left",
@@ -43,13 +44,14 @@ def find_circuit(
 
     The algorithm of arXiv 2412.15750, from the last layer to the first (docs/design.md, section 4). Replacements are
     means over `patching`; KL is the mean over the answers of `selection`. `ablation` is an Ablation, which then
-    overrides `mean` and `align`, or a kind that they complete. `memory_limit` is in bytes, beside the model.
+    overrides `mean` and `align`, or a kind that they complete. `metric` is what shall stay near the dense model's, one
+    of `exporter.metrics.SEARCHED`; alpha is in its unit. `memory_limit` is in bytes, beside the model.
     `search_circuit` returns the decisions, too. Raises InputError: an alpha that is not above 0; token ids outside the
     vocabulary; means by position and prompts of another length; a memory limit below what one prompt needs.
     """
     chosen = ablation if isinstance(ablation, Ablation) else Ablation(ablation, mean, align)
     circuit, _ = search_circuit(
-        model, patching, selection, alpha=alpha, ablation=chosen, mlps=mlps, memory_limit=memory_limit
+        model, patching, selection, alpha=alpha, metric=metric, ablation=chosen, mlps=mlps, memory_limit=memory_limit
     )
     return circuit
 
@@ -60,6 +62,7 @@ def search_circuit(
     selection: Dataset,
     *,
     alpha: float,
+    metric: str = "kl",
     ablation: Ablation | str = "mean",
     mlps: bool = True,
     memory_limit: int | None = None,
@@ -79,6 +82,7 @@ def search_circuit(
         patching,
         selection,
         rule=AlphaRule(alpha),
+        metric=metric,
         strategy=strategy,
         ablation=ablation,
         replacements=replacements,

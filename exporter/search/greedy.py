@@ -28,7 +28,7 @@ from exporter.rewrite.slicing import slice_step
 from exporter.rewrite.surgery import Surgery
 from exporter.search.cost import group_by_layer
 from exporter.search.memory import plan_memory
-from exporter.search.objective import KLObjective
+from exporter.search.objective import MetricObjective, make_objective
 from exporter.search.problem import Problem
 from exporter.search.residuals import DenseResiduals, Residual
 from exporter.search.rules import AlphaRule
@@ -53,7 +53,9 @@ def search_greedily(problem: Problem) -> tuple[Surgery, SearchRecord]:
             problem.on_decision(decision, len(trace), total)
     removed = {decision.component for decision in trace if decision.removed}
     circuit = keep_others(sites, removed, problem)
-    record = SearchRecord(alpha=search.rule.alpha, order="paper", kl=search.kl, trace=tuple(trace))
+    record = SearchRecord(
+        alpha=search.rule.alpha, order="paper", kl=search.find_kl(), trace=tuple(trace), metric=problem.metric
+    )
     return Surgery(circuit, problem.replacements), record
 
 
@@ -76,7 +78,7 @@ class _Candidate:
 
 
 class _Search:
-    """State of the search: the dense model, the pruned steps above the current layer, and their KL in nats."""
+    """State of the search: the dense model, the pruned steps above the current layer, and their loss."""
 
     def __init__(self, problem: Problem) -> None:
         assert isinstance(problem.rule, AlphaRule)
@@ -84,7 +86,7 @@ class _Search:
         self.rule = problem.rule
         self.problem = problem
         self.dense = dense.replace(align=problem.replacements.ablation.align)
-        self.kl = 0.0
+        self.loss = 0.0  # of the problem's metric: of KL in nats
         self.above: list[Step] = []  # the pruned steps above the current layer
         self.layers = group_by_layer(dense.steps)
         self.n_last = selection.n_steps
@@ -94,7 +96,9 @@ class _Search:
         plan = plan_memory(dense, len(share), share.length, problem.memory_limit, n_steps=self.n_last)
         first = self._embed(share, plan.chunk, selection.count_shared_positions())
         self.residuals = DenseResiduals(self.layers, first, plan.keep_every)
-        self.objective = KLObjective(dense, selection, share, self.residuals.last, chunk=plan.chunk, ranks=ranks)
+        last = self.residuals.last
+        self.objective = make_objective(problem.metric, dense, selection, share, last, chunk=plan.chunk, ranks=ranks)
+        self.state = last, list[Step]()  # where the search is: a residual, and the steps that it still has to pass
 
     def _embed(self, share: Dataset, chunk: int, n_opening: int) -> Residual:
         """The residual before the first layer, the shared opening split off."""
@@ -124,7 +128,14 @@ class _Search:
                     yield decision
                 sites = [sublayer.sites[0] for sublayer in step.sublayers]
                 pruned.append(slice_step(step, keep_others(sites, removed, self.problem), self.problem.replacements))
+            self.state = x, self.above
             self.above = [*pruned, *self.above]
+
+    def find_kl(self) -> float:
+        """KL(dense || circuit) in nats at the end of the search, whatever it minimised."""
+        if isinstance(self.objective, MetricObjective):
+            return self.objective.find_kl(*self.state)
+        return self.loss
 
     def _decide(
         self, candidates: list[_Candidate], x: Residual, above: list[Step]
@@ -138,13 +149,13 @@ class _Search:
         while candidates:
             batch = candidates[:at_once]
             without = list(accumulate((c.compute_change() for c in batch), Residual.plus, initial=x))[1:]
-            kls: list[float] = []
+            losses: list[float] = []
             for place, candidate in enumerate(batch):
                 decision = next(self.prior, None)
                 if decision is None:
-                    kls = kls or self.objective.price(without, above)
-                    allowed = self.rule.allows(self.kl, kls[place])
-                    decision = Decision(candidate.component, self.kl, kls[place], removed=allowed)
+                    losses = losses or self.objective.price(without, above)
+                    allowed = self.rule.allows(self.loss, losses[place])
+                    decision = Decision(candidate.component, self.loss, losses[place], removed=allowed)
                 if decision.component != candidate.component:
                     raise InputError(
                         f"the decisions of an earlier search go on with {decision.component} where this one "
@@ -152,7 +163,7 @@ class _Search:
                     )
                 candidates = candidates[1:]
                 if decision.removed:
-                    x, self.kl = without[place], decision.kl_without
+                    x, self.loss = without[place], decision.kl_without
                 yield decision, x
                 if not decision.removed:
                     break

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from exporter.checks import require_type, take_integer
+from exporter.checks import require_choice, require_type, take_integer
 from exporter.circuit import Decision, SearchRecord, SizeStep
 from exporter.errors import InputError
+from exporter.metrics import SEARCHED
 from exporter.network.model import CircuitModel
 from exporter.network.sites import Site
 from exporter.rewrite.replacements import Replacements
@@ -30,6 +31,8 @@ OnSize = Callable[[SizeStep, float], None]
 class Problem:
     """One search. KL is over the whole vocabulary, in nats, the mean over all answers of `selection`.
 
+    `metric` is what a greedy search minimises, in whose unit alpha is: one of `SEARCHED`.
+
     With `mlps=False` MLPs are no candidates and stay. `memory_limit` bounds what the search holds beside the model, in
     bytes (default: half of the free memory). `prior` are the decisions of an interrupted run of the same search: they
     are applied without being evaluated again. `ranks` are the processes that share the prompts. Raises InputError: a
@@ -47,6 +50,7 @@ class Problem:
     replacements: Replacements
     selection: Dataset
     rule: AlphaRule | Budget
+    metric: str = "kl"
     mlps: bool = True
     memory_limit: int | None = None
     prior: Sequence[Decision] = ()
@@ -66,6 +70,9 @@ class Problem:
         require_type("mlps", self.mlps, bool)
         if self.memory_limit is not None:
             take_integer("memory_limit", self.memory_limit, least=1)
+        require_choice("metric", self.metric, SEARCHED)
+        if isinstance(self.rule, Budget) and self.metric != "kl":
+            raise InputError("a gradual search goes by the budget, and takes no metric; leave it out, or give an alpha")
         if isinstance(self.rule, Budget) and self.rule.max_latency_ms is not None and self.time is None:
             raise InputError("max_latency_ms needs `time`, which gives the milliseconds of a network as a file")
         length = self.replacements.length

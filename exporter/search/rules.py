@@ -17,6 +17,8 @@ _ROUNDING = 1e-9  # shares of n prompts are not exact
 class AlphaRule:
     """A component is removed when KL grows by less than `alpha` nats (Conmy et al., arXiv 2304.14997).
 
+    Of a search by another metric, `alpha` and both losses are in that metric's unit.
+
     Raises InputError: alpha is not above 0, or not finite.
     """
 
@@ -27,9 +29,9 @@ class AlphaRule:
         if not 0 < self.alpha < float("inf"):
             raise InputError(f"alpha is {self.alpha}; give a threshold above 0, in nats")
 
-    def allows(self, kl_before: float, kl_without: float) -> bool:
-        """Whether a component may be removed; both KLs are KL(dense || circuit) in nats."""
-        return kl_without - kl_before < self.alpha
+    def allows(self, before: float, without: float) -> bool:
+        """Whether a component may be removed; both are losses of the circuit, KL(dense || circuit) in nats."""
+        return without - before < self.alpha
 
 
 @dataclass(frozen=True)

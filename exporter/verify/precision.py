@@ -30,6 +30,7 @@ MOST_LOSS = 0.01  # largest change of accuracy, up or down
 # mean KL(fp32 circuit || file) in nats. int8 files of the bundled tasks have 0.0001 to 0.0005 (their circuits have 0.11
 # to 0.13 from the dense model); int8 files of SmolLM2's acronym and ioi, which lose accuracy, have 0.025 to 0.19
 MOST_KL = 0.01
+_MEASURED = ("accuracy", "reference_accuracy", "agreement", "same_verdict", "kl")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def evaluate_file(session: onnxruntime.InferenceSession, circuit: CircuitModel, 
         differences.append(float((logits - ours).abs()[part.counted].max()))
         return Answers(part, logits, ours, by_token)
 
-    values = measure(map(answer, dataset.split(CHUNK)))
+    values = measure(map(answer, dataset.split(CHUNK)), _MEASURED)
     return Served(
         n=len(dataset),
         accuracy=Accuracy.of_values(values["accuracy"]),

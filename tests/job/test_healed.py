@@ -166,6 +166,13 @@ def test_a_latency_that_nothing_keeps_is_refused(model: Path, run: Any, tmp_path
     [
         ({"alpha": 0.1, "preset": "deploy"}, "--alpha is not for the gradual search"),
         ({"preset": "deploy", "dtype": "bfloat16"}, "--dtype is not for the gradual search"),
+        ({"metric": "js"}, "--metric is not for the gradual search"),
+        ({"preset": "deploy", "metric": "js"}, "--metric is not for the gradual search"),
+        (
+            {"preset": "paper", "metric": "js"},
+            r"--metric js has no threshold of its own; give --alpha, in its unit \(nats",
+        ),
+        ({"circuit": Path("c.json"), "metric": "js"}, "--metric is for the search"),
         ({"preset": "paper", "budget": Budget(max_kl=1.0)}, "a budget is not for the greedy search"),
         ({"preset": "paper", "heal": "none"}, "--heal is not for the greedy search"),
         ({"preset": "paper", "teacher": "labels"}, "--teacher is not for the greedy search"),
