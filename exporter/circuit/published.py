@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,14 +45,21 @@ class PublishedCircuit:
         """Its components; without MLPs where nothing is known of them."""
         return Circuit(heads=tuple(head for heads in self.roles.values() for head in heads), mlps=self.mlps or ())
 
-    def judges(self, component: Component) -> bool:
-        """Whether it says of a component that it belongs or does not. Raises InputError: the model lacks it."""
-        index = component.index if isinstance(component, Head) else 0
-        if not (component.layer < self.n_layers and index < self.n_heads):
+    def judge(self, components: Iterable[Component]) -> list[Component]:
+        """Those of a model's components of which it says that they belong or do not.
+
+        Raises InputError: the components are those of a model with other sizes.
+        """
+        components = list(components)
+        layers = max((c.layer + 1 for c in components), default=0)
+        heads = max((c.index + 1 for c in components if isinstance(c, Head)), default=0)
+        if (layers, heads) != (self.n_layers, self.n_heads):
             raise InputError(
-                f"{self.name} is a circuit of {self.model}, which has no {component}; give one of that model"
+                f"{self.name} is a circuit of {self.model}, {self.n_layers} layers of {self.n_heads} heads, and this one "
+                f"is of a model with {layers} of {heads}; give a circuit of {self.model}"
             )
-        return isinstance(component, Head) or (isinstance(component, MLP) and self.mlps is not None)
+        kinds = Head if self.mlps is None else Head | MLP
+        return [c for c in components if isinstance(c, kinds)]
 
 
 @cache
@@ -69,9 +76,7 @@ def read_published(name: str, data: Any) -> PublishedCircuit:
         sizes = (take_integer("n_layers", data["n_layers"]), take_integer("n_heads", data["n_heads"]))
         return PublishedCircuit(name, data["model"], *sizes, data["source"], roles, mlps)
     except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(
-            f"the published circuit {name!r} needs model, n_layers, n_heads, source, heads, mlps"
-        ) from error
+        raise InputError(f"the published circuit {name!r} lacks a field, or has a wrong one ({error})") from error
 
 
 def _take_head(text: str) -> Head:

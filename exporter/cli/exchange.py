@@ -79,7 +79,7 @@ def _warn_of_graph(file: CircuitFile) -> list[str]:
     notes = []
     if any(units for _, units in file.circuit.neurons):
         notes.append(
-            "MLPs that are kept in part are whole nodes there; which hidden units stay is under a key of our own"
+            "MLPs that are kept in part are whole nodes there; their hidden units stand under a key of our own"
         )
     if file.record.learning is not None:
         notes.append("this circuit's weights were healed; a graph file names components of the original weights")

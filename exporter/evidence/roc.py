@@ -2,12 +2,12 @@
 
 Components are ranked by score: by how much the KL grew when the greedy search tried to remove them. For each threshold
 the curve gives which share of the known circuit is above it (true positives) and which share of the rest is (false
-ones). As in Conmy et al. 2023 (arXiv:2304.14997), with the scores of one search in place of a search for each threshold.
+ones). As in Conmy et al. 2023 (arXiv:2304.14997), with the scores of one search, not a search by threshold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,17 @@ from exporter.errors import InputError, MissingRuntimeError, UsageError
 
 @dataclass(frozen=True)
 class Reference:
-    """A circuit that is taken for the truth; `judges` says for which components it does."""
+    """A circuit that is taken for the truth; `judge` gives those of a model's components that it knows something of."""
 
     name: str
     source: str
     circuit: Circuit
-    judges: Callable[[Component], bool]
+    judge: Callable[[Iterable[Component]], list[Component]]
 
 
 @dataclass(frozen=True)
 class RocPoint:
-    """Of the components with at least this score: the share of false and of true positives; None is above all scores."""
+    """Of the components with at least this score: shares of false and true positives; None is above all scores."""
 
     threshold: float | None
     fpr: float
@@ -81,16 +81,16 @@ def read_reference(name: str) -> Reference:
     published = load_published()
     if name in published:
         known = published[name]
-        return Reference(name, known.source, known.circuit, known.judges)
+        return Reference(name, known.source, known.circuit, known.judge)
     if Path(name).exists():
-        return Reference(name, "file", read_circuit_file(name).circuit, lambda _component: True)
+        return Reference(name, "file", read_circuit_file(name).circuit, list)
     raise InputError(f"unknown circuit {name!r}; choose from {', '.join(published)}, or give a circuit file")
 
 
 def rank_components(name: str, file: CircuitFile, reference: Reference) -> Roc:
     """The curve of a circuit with scores. Raises InputError and MissingRuntimeError as `compare_roc`."""
     metrics = _import_metrics()
-    scored = [component for component in file.scores if reference.judges(component)]
+    scored = reference.judge(file.scores)
     truth = [reference.circuit.keeps_any(component) for component in scored]
     if len(set(truth)) < 2:
         which = "all" if any(truth) else "none"
