@@ -53,9 +53,8 @@ class GraphShape:
     @property
     def n_edges(self) -> int:
         """How many edges there are, from the sizes alone."""
-        before = (
-            self.n_layers + (self.n_heads + 1) * self.n_layers * (self.n_layers - 1) // 2
-        )  # a layer, over all layers
+        # the nodes before a layer, summed over all layers
+        before = self.n_layers + (self.n_heads + 1) * self.n_layers * (self.n_layers - 1) // 2
         same_layer = 0 if self.parallel_attn_mlp else self.n_layers * self.n_heads
         return (3 * self.n_heads + 1) * before + same_layer + self.n_nodes
 

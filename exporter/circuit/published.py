@@ -55,8 +55,8 @@ class PublishedCircuit:
         heads = max((c.index + 1 for c in components if isinstance(c, Head)), default=0)
         if (layers, heads) != (self.n_layers, self.n_heads):
             raise InputError(
-                f"{self.name} is a circuit of {self.model}, {self.n_layers} layers of {self.n_heads} heads, and this one "
-                f"is of a model with {layers} of {heads}; give a circuit of {self.model}"
+                f"{self.name} is a circuit of {self.model}, {self.n_layers} layers of {self.n_heads} heads, and this "
+                f"one is of a model with {layers} of {heads}; give a circuit of {self.model}"
             )
         kinds = Head if self.mlps is None else Head | MLP
         return [c for c in components if isinstance(c, kinds)]
