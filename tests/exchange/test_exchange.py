@@ -1,7 +1,7 @@
 """Others' own code reads what we write: the same circuit, the same logits, the same faithfulness.
 
-In an environment of its own, for TransformerLens: `make test-exchange EAP_IG=folder MIB=folder`. EAP-IG and MIB are on no
-package index, so that both are folders of a checkout; EAP-IG's at the commit that MIB names as its submodule.
+In an environment of its own, for TransformerLens: `make test-exchange EAP_IG=folder MIB=folder`. EAP-IG and MIB are on
+no package index, so that both are folders of a checkout; EAP-IG's at the commit that MIB names as its submodule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ import pytest
 import torch
 from tiny import VOCAB, make_model, make_prompts
 
-from exporter.circuit import Ablation, Circuit, Decision, SearchRecord, graph_to_json, parse_component, read_circuit_file
+from exporter.circuit import (
+    Ablation,
+    Circuit,
+    Decision,
+    SearchRecord,
+    graph_to_json,
+    parse_component,
+    read_circuit_file,
+)
 from exporter.loading.load import LanguageModel
 from exporter.rewrite.surgery import rewrite_model
 from exporter.tasks.dataset import Dataset

@@ -2,9 +2,9 @@
 
     python their_side.py JOBS.json EAP_IG_FOLDER [MIB_FOLDER]
 
-Each of the jobs names a checkpoint folder, prompts, and graph files; the result is printed as one line of JSON. Their code runs
-as it is, on a CPU: `eap.utils` alone asks for a CUDA device by name, which is answered with the CPU. The tokenizer is
-replaced by one that reads token ids, so that both sides see the same prompts.
+Each of the jobs names a checkpoint folder, prompts, and graph files; the result is printed as one line of JSON. Their
+code runs as it is, on a CPU: `eap.utils` alone asks for a CUDA device by name, which is answered with the CPU. The
+tokenizer is replaced by one that reads token ids, so that both sides see the same prompts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ def load_hooked(folder: str) -> HookedTransformer:
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     config = hf.config
     d_model, n_heads = config.hidden_size, config.num_attention_heads
-    common = {"d_model": d_model, "d_head": d_model // n_heads, "n_heads": n_heads, "n_layers": config.num_hidden_layers}
+    common = {
+        "d_model": d_model,
+        "d_head": d_model // n_heads,
+        "n_heads": n_heads,
+        "n_layers": config.num_hidden_layers,
+    }
     common |= {"d_vocab": config.vocab_size, "device": "cpu", "n_ctx": config.max_position_embeddings}
     rotary = {"positional_embedding_type": "rotary", "rotary_adjacent_pairs": False}
     if config.model_type == "gpt2":
