@@ -86,16 +86,27 @@ def _warn_of_graph(file: CircuitFile) -> list[str]:
     return notes
 
 
-def roc(file: opts.AnyCircuit, against: opts.Known, plot: opts.Plot = None, as_json: opts.AsJson = False) -> None:
+def roc(
+    file: opts.AnyCircuit,
+    against: opts.Known,
+    plot: opts.Plot = None,
+    force: opts.ForceData = False,
+    as_json: opts.AsJson = False,
+) -> None:
     """Hold the order in which a search values components against a known circuit: ROC curve and the area under it.
 
     Example: [bold]export-circuit roc model.json --against ioi[/bold]
     """
     from exporter.evidence.roc import compare_roc, plot_roc
+    from exporter.files import OutputSet
 
+    if plot is not None and plot.suffix not in (".png", ".svg"):
+        raise UsageError(f"--plot is {str(plot)!r}; give a name that ends in .png or .svg")
     found = compare_roc(file, against)
     if plot is not None:
-        plot_roc(found, plot)
+        with OutputSet(plot, suffixes=(plot.suffix,), force=force) as output:
+            plot_roc(found, output.path(plot.suffix))
+            output.commit()
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:

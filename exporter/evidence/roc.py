@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from exporter.circuit import Circuit, CircuitFile, Component, load_published, read_circuit_file
-from exporter.errors import InputError, MissingRuntimeError, UsageError
+from exporter.errors import InputError, MissingRuntimeError
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,7 @@ def rank_components(name: str, file: CircuitFile, reference: Reference) -> Roc:
 
 
 def plot_roc(roc: Roc, path: Path) -> None:
-    """Draw the curve as .png or .svg. Raises UsageError: another suffix; MissingRuntimeError: without matplotlib."""
-    if path.suffix not in (".png", ".svg"):
-        raise UsageError(f"--plot is {str(path)!r}; give a name that ends in .png or .svg")
+    """Draw the curve; the suffix, .png or .svg, is the format. Raises MissingRuntimeError: without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -74,9 +74,10 @@ def test_a_circuit_comes_back(
 @settings(max_examples=examples(100))
 @given(case=fitting())
 def test_all_nodes_have_a_score_or_none_has(case: tuple[GraphShape, Circuit, SearchRecord]) -> None:
-    graph = through_json(graph_to_json(*case))
+    shape, circuit, record = case
+    graph = through_json(graph_to_json(circuit, shape, record))
     scores = [node.get("score") for name, node in graph["nodes"].items() if name != "logits"]
-    assert (None in scores) == (not case[2].trace) and len({type(score) for score in scores}) == 1
+    assert (None in scores) == (not record.trace) and len({type(score) for score in scores}) == 1
     assert all(isinstance(edge["score"], float) for edge in graph["edges"].values())
 
 

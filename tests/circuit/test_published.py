@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,17 @@ def test_they_are_as_large_as_their_authors_say() -> None:
     assert sizes == {"ioi": (26, 0), "greater-than": (10, 8), "acronym": (8, 0)}
     assert set(known) == set(TASKS)
     assert all("arXiv:" in entry.source for entry in known.values())
+
+
+def test_the_page_lists_them() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "exchange.md").read_text(encoding="utf-8")
+    for name, entry in load_published().items():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{name}`"))
+        heads, mlps, source = (cell.strip() for cell in row.split("|")[2:5])
+        assert set(re.findall(r"\d+\.\d+", heads)) == {f"{head.layer}.{head.index}" for head in entry.circuit.heads}
+        assert all(role in heads for role in entry.roles) and heads.startswith(f"{len(entry.circuit.heads)}:")
+        assert mlps == ("not studied" if entry.mlps is None else " ".join(map(str, entry.mlps)))
+        assert source.split()[-1] in entry.source
 
 
 def test_of_mlps_only_some_say_anything() -> None:

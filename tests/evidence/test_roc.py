@@ -11,7 +11,7 @@ import pytest
 from conftest import Run
 
 from exporter.circuit import Circuit, CircuitFile, Decision, GraphShape, SearchRecord, graph_to_json, parse_component
-from exporter.errors import InputError, MissingRuntimeError, UsageError
+from exporter.errors import InputError, MissingRuntimeError
 from exporter.evidence.roc import Reference, compare_roc, plot_roc, rank_components, read_reference
 
 # Scores of four heads; the reference has the first and the third. Of the four pairs of one that belongs and one that
@@ -76,6 +76,7 @@ def test_a_perfect_order_against_a_published_circuit(tmp_path: Path, run: Run) -
     assert (found["auc"], found["tpr"], found["fpr"], found["precision"]) == (1.0, 1.0, 0.0, 1.0)
     assert (found["n"], found["positives"]) == (144, 8)
     assert "<svg" in (tmp_path / "roc.svg").read_text()
+    run.fails(3, "--force", "roc", path, "--against", "acronym", "--plot", tmp_path / "roc.svg")
     shown = run.succeeds("roc", path, "--against", "greater-than")
     assert "156, of which 18 are in greater-than" in shown and "Hanna" in shown
 
@@ -119,8 +120,3 @@ def test_what_is_not_installed_is_named(
         if package == "sklearn":
             rank_components("c", make_file(), make_reference((0, 0)))
         plot_roc(found, tmp_path / "roc.png")
-
-
-def test_a_plot_needs_a_known_suffix(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"png or \.svg"):
-        plot_roc(rank_components("c", make_file(), make_reference((0, 0))), tmp_path / "roc")
