@@ -6,6 +6,8 @@ TASK ?= acronym
 MODEL ?= bundled
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+EAP_IG ?=
+MIB ?=
 SMALL_ARGS ?= acronym greater-than ioi
 
 SOURCES := pyproject.toml
@@ -13,7 +15,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum lint format docs bench bench-smoke bench-optimum bench-results alphas results small-results search-results search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas results small-results search-results search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -46,6 +48,12 @@ check-python:
 	.venv-optimum/bin/python $(PIP_INSTALL) -c constraints-optimum.txt -e '.[cpu,genai,optimum,test]'
 	@touch $@
 
+.venv-exchange/.installed: constraints-exchange.txt | check-python
+	$(PYTHON) -m venv .venv-exchange
+	.venv-exchange/bin/python $(PIP_INSTALL) -c constraints-exchange.txt torch transformer-lens datasets matplotlib tabulate
+	.venv-exchange/bin/python $(PIP_INSTALL) -c constraints-exchange.txt --no-deps circuitkit
+	@touch $@
+
 demo: .venv/.installed  ## Set up, run the main job on one task, print its result (TASK=, MODEL=)
 	@mkdir -p demo
 	.venv/bin/export-circuit --task $(TASK) --model $(MODEL) --out demo/model.onnx --force
@@ -58,6 +66,11 @@ test-all: .venv/.installed-test  ## All tests, and of each property all examples
 
 test-optimum: .venv-optimum/.installed  ## The tests by default with Optimum's versions, in an environment of its own
 	.venv-optimum/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+# EAP-IG and MIB are on no package index: clone github.com/hannamw/MIB-circuit-track with its submodule, and give both folders.
+test-exchange: .venv/.installed-test .venv-exchange/.installed  ## Others' readers on our graph files (EAP_IG=folder MIB=folder)
+	EXPORT_CIRCUIT_EXCHANGE_PYTHON=.venv-exchange/bin/python EXPORT_CIRCUIT_EXCHANGE_EAP_IG=$(EAP_IG) \
+	  EXPORT_CIRCUIT_EXCHANGE_MIB=$(MIB) .venv/bin/python -m pytest tests/exchange $(PYTEST_ARGS)
 
 lint: .venv/.installed-test  ## ruff and mypy --strict
 	.venv/bin/ruff check .
@@ -114,5 +127,5 @@ wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone
 	rm -rf build
 
 clean:  ## Remove environments, caches and outputs
-	rm -rf .venv .venv-optimum build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-optimum .venv-exchange build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

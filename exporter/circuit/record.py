@@ -174,6 +174,11 @@ class SearchRecord:
         }
 
     @property
+    def scores(self) -> dict[Component, float]:
+        """What the removal of each candidate cost, the increase of the KL in nats; empty where no search tried any."""
+        return {step.component: step.kl_without - step.kl_before for step in self.trace}
+
+    @property
     def search(self) -> str:
         """How the circuit was found, in words."""
         if self.budget is not None:

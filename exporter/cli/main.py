@@ -15,6 +15,7 @@ from exporter.cli import options as opts
 from exporter.cli.bench import bench
 from exporter.cli.data import check_data, make_data
 from exporter.cli.decode import run
+from exporter.cli.exchange import convert, roc
 from exporter.cli.export import export
 from exporter.cli.screen import make_screen
 
@@ -30,6 +31,8 @@ app.command("check-data")(check_data)
 app.command("make-data")(make_data)
 app.command("run")(run)
 app.command("bench")(bench)
+app.command("convert")(convert)
+app.command("roc")(roc)
 
 
 @app.command()

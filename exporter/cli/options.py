@@ -258,3 +258,13 @@ Gate = Annotated[
     take_value("What can fail: times, what is counted (nodes, FLOPs, bytes) without timing, or all."),
 ]
 Seconds = Annotated[float, take_value("Measure one batch for no longer than this.", metavar="SECONDS")]
+
+# convert, roc
+AnyCircuit = Annotated[Path, take_file("A circuit (JSON), a manifest, or a graph file of EAP-IG or MIB.")]
+Format = Annotated[
+    Literal["circuit", "eap-ig", "hooks"],
+    take_value("circuit: ours. eap-ig: the graph file of EAP-IG, MIB and circuitkit. hooks: of TransformerLens."),
+]
+ConvertedOut = Annotated[Path, take_path("The .json file to write.")]
+Known = Annotated[str, take_name("A published circuit (ioi, greater-than, acronym), or a file as the first one.")]
+Plot = Annotated[Path | None, take_path("Draw the curve into this .png or .svg file.")]

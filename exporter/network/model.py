@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exporter.checks import require_type, take_integer
-from exporter.circuit import Align, Circuit
+from exporter.circuit import Align, Circuit, GraphShape
 from exporter.errors import InputError
 from exporter.files import read_json, require_regular
 from exporter.network.attention import Attention
 from exporter.network.feed_forward import FeedForward
 from exporter.network.norm import Norm, freeze
 from exporter.network.positions import Positions, Rotary, place_tokens
+from exporter.network.shape import read_shape
 from exporter.network.step import Step, Sublayer, run_to_last
 
 _FORMAT = 2
@@ -97,14 +98,15 @@ class CircuitModel(nn.Module):
         for step in self.steps:
             yield from step.sublayers
 
+    @property
+    def shape(self) -> GraphShape:
+        """The sizes that tell which components a circuit can name."""
+        return read_shape(self.steps, d_model=self.W_E.shape[1])
+
     def check_circuit(self, circuit: Circuit) -> None:
         """Raises InputError: the circuit names components that this dense model lacks."""
-        sites = [site for sublayer in self.sublayers() for site in sublayer.sites]
-        counts = {
-            kind: max((len(s.units) for s in sites if s.kind == kind), default=0) for kind in ("heads", "neurons")
-        }
-        n_layers = len({site.layer for site in sites})
-        circuit.check_fits(n_layers=n_layers, n_heads=counts["heads"], d_mlp=counts["neurons"])
+        shape = self.shape
+        circuit.check_fits(n_layers=shape.n_layers, n_heads=shape.n_heads, d_mlp=shape.d_mlp or 0)
 
     def place(self, input_ids: Tensor, mask: Tensor | None = None, *, length: int | None = None) -> Positions:
         """Positions of (batch, pos) int64 prompts; `mask`, (batch, pos) bool, is False at padding on the left.
