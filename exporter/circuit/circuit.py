@@ -134,22 +134,45 @@ class Circuit:
 
 
 def load_circuit(path: str | Path) -> tuple[Circuit, SearchRecord]:
-    """The circuit and the search record of a circuit file or of a manifest.
+    """The circuit and the search record of a circuit file, a manifest, or a point of a sweep: `sweep.json#3`.
 
-    Raises InputError: the file cannot be read, is not JSON, or holds no circuit.
+    Raises InputError: the file cannot be read, is not JSON, or holds no such circuit.
     """
+    file, point = _split_point(path)
     try:
-        data = read_json(path)
+        data = read_json(file)
     except OSError as error:
         raise InputError(f"cannot read the circuit {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); give a circuit file or a manifest") from error
-    if isinstance(data, Mapping) and "schema" in data and "circuit" in data:
-        data = data["circuit"]
     try:
+        if point is not None or (isinstance(data, Mapping) and "sweep" in data):
+            data = _find_point(data, point)
+        elif isinstance(data, Mapping) and "schema" in data and "circuit" in data:
+            data = data["circuit"]
         return Circuit.from_json(data), SearchRecord.from_json(data)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _split_point(path: str | Path) -> tuple[str | Path, int | None]:
+    """A file, and the number of a point in it where the name ends in one."""
+    match = re.fullmatch(r"(.+\.json)#(\d{1,9})", str(path), flags=re.DOTALL)
+    return (path, None) if match is None else (match[1], int(match[2]))
+
+
+def _find_point(data: Any, point: int | None) -> Any:
+    """The circuit of a point of a sweep. Raises InputError: no sweep, no such point, or one whose weights were healed."""
+    entries = data.get("points") if isinstance(data, Mapping) else None
+    if not isinstance(entries, list):
+        raise InputError("is no sweep, and has no points; give the .json file that `export-circuit sweep` wrote")
+    found = [e for e in entries if isinstance(e, Mapping) and point is not None and e.get("point") == point]
+    if not found:
+        raise InputError(f"give a point of the sweep by its number, sweep.json#0 to sweep.json#{len(entries) - 1}")
+    circuit = found[0].get("circuit")
+    if isinstance(circuit, Mapping) and circuit.get("learning") is not None:
+        raise InputError(f"the point is healed, and a sweep keeps no weights; make it again: {found[0].get('command')}")
+    return circuit
 
 
 _KEYS = {"heads", "mlps", "neurons", *Ablation().to_json()}

@@ -17,6 +17,7 @@ from exporter.cli.data import check_data, make_data
 from exporter.cli.decode import run
 from exporter.cli.export import export
 from exporter.cli.screen import make_screen
+from exporter.cli.sweep import sweep
 
 app = typer.Typer(
     add_completion=False,
@@ -30,6 +31,7 @@ app.command("check-data")(check_data)
 app.command("make-data")(make_data)
 app.command("run")(run)
 app.command("bench")(bench)
+app.command("sweep")(sweep)
 
 
 @app.command()

@@ -244,3 +244,32 @@ Gate = Annotated[
     take_value("What can fail: times, what is counted (nodes, FLOPs, bytes) without timing, or all."),
 ]
 Seconds = Annotated[float, take_value("Measure one batch for no longer than this.", metavar="SECONDS")]
+
+# sweep
+SweptTask = Annotated[str, take_name("A name from `export-circuit tasks`, or a .jsonl or .csv file.")]
+SweepOut = Annotated[Path | None, take_path("The .json file to write, with .csv, .svg and .png beside it.")]
+Alphas = Annotated[
+    str | None,
+    take_value("Thresholds in nats, with commas. Default: twelve from 0.005 to 0.2.", metavar="NATS"),
+]
+Budgets = Annotated[
+    str | None,
+    take_value("Budgets instead, with commas: max-params=10%,max-params=5% (or min-accuracy, max-kl).", metavar="BOUNDS"),
+]
+SweepSeeds = Annotated[int, take_value("How many seeds, from 0 on.", least=1, metavar="N")]
+SweptAblations = Annotated[str, take_value("mean, zero, or mean,zero.", metavar="KINDS")]
+SweptMlps = Annotated[
+    Literal["searched", "kept", "both"], take_value("Search MLPs too, keep all of them, or each in turn.")
+]
+SweepHeal = Annotated[
+    Literal["none", "refit", "distil"], take_value("Of budgets: how what stays is healed, as in the main command.")
+]
+Workers = Annotated[
+    int | None,
+    take_value("Processes, with one thread each; the results are the same. Default: one for each core.", metavar="N"),
+]
+ResumeSweep = Annotated[
+    bool, take_flag("--resume", "Go on from the journal of a killed sweep, and keep it on Ctrl-C.")
+]
+ForceSweep = Annotated[bool, take_flag("--force", "Overwrite existing outputs; take a task that the model fails at.")]
+SweepAsJson = Annotated[bool, take_flag("--json", "Print the sweep as JSON, and nothing else, on stdout.")]
