@@ -162,7 +162,7 @@ def _split_point(path: str | Path) -> tuple[str | Path, int | None]:
 
 
 def _find_point(data: Any, point: int | None) -> Any:
-    """The circuit of a point of a sweep. Raises InputError: no sweep, no such point, or one whose weights were healed."""
+    """The circuit of a point of a sweep. Raises InputError: no sweep, no such point, or one with healed weights."""
     entries = data.get("points") if isinstance(data, Mapping) else None
     if not isinstance(entries, list):
         raise InputError("is no sweep, and has no points; give the .json file that `export-circuit sweep` wrote")

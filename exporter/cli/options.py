@@ -254,7 +254,9 @@ Alphas = Annotated[
 ]
 Budgets = Annotated[
     str | None,
-    take_value("Budgets instead, with commas: max-params=10%,max-params=5% (or min-accuracy, max-kl).", metavar="BOUNDS"),
+    take_value(
+        "Budgets instead, with commas: max-params=10%,max-params=5% (or min-accuracy, max-kl).", metavar="BOUNDS"
+    ),
 ]
 SweepSeeds = Annotated[int, take_value("How many seeds, from 0 on.", least=1, metavar="N")]
 SweptAblations = Annotated[str, take_value("mean, zero, or mean,zero.", metavar="KINDS")]
@@ -268,8 +270,6 @@ Workers = Annotated[
     int | None,
     take_value("Processes, with one thread each; the results are the same. Default: one for each core.", metavar="N"),
 ]
-ResumeSweep = Annotated[
-    bool, take_flag("--resume", "Go on from the journal of a killed sweep, and keep it on Ctrl-C.")
-]
+ResumeSweep = Annotated[bool, take_flag("--resume", "Go on from the journal of a killed sweep, and keep it on Ctrl-C.")]
 ForceSweep = Annotated[bool, take_flag("--force", "Overwrite existing outputs; take a task that the model fails at.")]
 SweepAsJson = Annotated[bool, take_flag("--json", "Print the sweep as JSON, and nothing else, on stdout.")]

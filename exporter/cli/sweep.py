@@ -76,9 +76,7 @@ def _read_rules(alphas: str | None, budgets: str | None) -> dict[str, Any]:
     return {"alphas": PAPER_ALPHAS if alphas is None else read_numbers("--alphas", alphas)}
 
 
-def _start(
-    sweep: Sweep, out: Path | None, *, dry_run: bool, workers: int | None, resume: bool, as_json: bool
-) -> None:
+def _start(sweep: Sweep, out: Path | None, *, dry_run: bool, workers: int | None, resume: bool, as_json: bool) -> None:
     """Run it, or say what it would do."""
     from exporter.cli.progress import JobProgress
     from exporter.studies.run import check_sweep, run_sweep

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from exporter.errors import MissingRuntimeError
-from exporter.studies.summary import Row, average_points
 from exporter.studies.points import Point
+from exporter.studies.summary import Row, average_points
 
 # Paul Tol's bright scheme, which colour-blind readers tell apart; dashes say it a second time
 _COLOURS = {"mean": "#4477AA", "zero": "#EE6677"}

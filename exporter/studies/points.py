@@ -83,8 +83,11 @@ class Bench:
         """The plan of a point's job; the seed's prompts are made once."""
         return replace(self._prepare(job.seed), job=job)
 
-    def make_point(self, number: int, job: Job, prior: Sequence[Decision] = ()) -> Point:
-        """Search, rewrite, evaluate. `prior`: the first decisions, where another point has taken them already."""
+    def make_point(self, number: int, job: Job, like: Point | None = None) -> Point:
+        """Search, rewrite, evaluate. `like`: a finished point of another alpha, whose first decisions are shared."""
+        prior = () if like is None else share_decisions(job, like)
+        if like is not None and len(prior) == len(like.record.trace):  # the whole search
+            return _copy(like, number, job)
         plan = self.plan(job)
         if job.is_gradual:
             found = search_plan(plan, {})
@@ -95,7 +98,7 @@ class Bench:
         small = fold_model(sliced)
         return Point(
             number=number,
-            settings=_describe(job, plan),
+            settings=_describe(job),
             figures={
                 "parameters": sliced.count_parameters(),
                 "size": sliced.count_parameters() / self.dense.count_parameters(),
@@ -143,10 +146,10 @@ def _remember(answer_logits: AnswerLogits) -> AnswerLogits:
     return answer
 
 
-def _describe(job: Job, plan: Plan) -> dict[str, Any]:
+def _describe(job: Job) -> dict[str, Any]:
     return {
         "seed": job.seed,
-        "ablation": plan.ablation.kind,
+        "ablation": (job.ablation or Ablation()).kind,
         "mlps": "searched" if job.mlps else "kept",
         "alpha": job.alpha,
         "budget": None if job.budget is None else job.budget.to_json(),
@@ -160,18 +163,26 @@ def _count_share(circuit: Circuit, sublayers: Sequence[Sublayer]) -> float:
     return sum(weight * len(site.kept(circuit)) / len(site.units) for weight, site in sites) / whole
 
 
-def find_prior(job: Job, finished: Sequence[Point]) -> tuple[Decision, ...]:
-    """The first decisions of a job's search, as far as a finished point of the same search has taken them.
+def share_decisions(job: Job, point: Point) -> tuple[Decision, ...]:
+    """The first decisions of a point's search, as far as a job with another alpha takes them, too.
 
     A decision depends on those before it and on alpha, so two searches go the same way up to the first decision that
     their thresholds do not share.
     """
-    if job.alpha is None:
-        return ()
-    rule, group = AlphaRule(job.alpha), (job.seed, job.ablation or Ablation(), job.mlps)
-    shared = [
-        tuple(takewhile(lambda d: rule.allows(d.kl_before, d.kl_without) == d.removed, point.record.trace))
-        for point in finished
-        if (point.settings["seed"], point.circuit.ablation, point.settings["mlps"] == "searched") == group
-    ]
-    return max(shared, key=len, default=())
+    assert job.alpha is not None
+    rule = AlphaRule(job.alpha)
+    return tuple(takewhile(lambda d: rule.allows(d.kl_before, d.kl_without) == d.removed, point.record.trace))
+
+
+def find_like(job: Job, finished: Sequence[Point]) -> Point | None:
+    """The finished point that shares most decisions with a job; None without one of the same search but alpha."""
+    names = ("seed", "ablation", "mlps")
+    settings = _describe(job)
+    same = [p for p in finished if all(p.settings[name] == settings[name] for name in names)]
+    return None if job.alpha is None else max(same, key=lambda p: len(share_decisions(job, p)), default=None)
+
+
+def _copy(point: Point, number: int, job: Job) -> Point:
+    """The point of a search that takes all of another one's decisions: its circuit and its figures, under its alpha."""
+    command, record = write_command(replace(job, out=Path("model.onnx"))), replace(point.record, alpha=job.alpha)
+    return replace(point, number=number, settings=_describe(job), record=record, command=command)

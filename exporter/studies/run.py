@@ -48,7 +48,9 @@ class SweepResult:
         lines = [json.dumps(point.to_json()) for point in self.points]
         fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
         areas = ",\n".join(map(json.dumps, self.areas))
-        return "{" + ",\n".join([*fields, f'"areas": [\n{areas}\n]', '"points": [\n' + ",\n".join(lines) + "\n]"]) + "}\n"
+        return (
+            "{" + ",\n".join([*fields, f'"areas": [\n{areas}\n]', '"points": [\n' + ",\n".join(lines) + "\n]"]) + "}\n"
+        )
 
 
 def run_sweep(

@@ -106,7 +106,9 @@ def compute_areas_by_seed(points: Sequence[Point]) -> list[dict[str, Any]]:
     kinds = dict.fromkeys((p.settings["ablation"], p.settings["mlps"]) for p in points)
     for ablation, mlps in kinds:
         own = [p for p in points if (p.settings["ablation"], p.settings["mlps"]) == (ablation, mlps)]
-        curves = [[p for p in own if p.settings["seed"] == seed] for seed in dict.fromkeys(p.settings["seed"] for p in own)]
+        curves = [
+            [p for p in own if p.settings["seed"] == seed] for seed in dict.fromkeys(p.settings["seed"] for p in own)
+        ]
         for metric in own[0].figures["test"]:
             found = [_compute_curve(curve, metric) for curve in curves]
             if all(found):
@@ -119,7 +121,9 @@ def compute_areas_by_seed(points: Sequence[Point]) -> list[dict[str, Any]]:
 def _compute_curve(curve: Sequence[Point], metric: str) -> Any:
     """The areas of one seed's points; None where the metric is the same for dense and empty."""
     values = [
-        compute_faithfulness(p.figures["test"][metric], dense=p.figures["dense"][metric], empty=p.figures["empty"][metric])
+        compute_faithfulness(
+            p.figures["test"][metric], dense=p.figures["dense"][metric], empty=p.figures["empty"][metric]
+        )
         for p in curve
     ]
     known = [value for value in values if value is not None]

@@ -130,5 +130,7 @@ def read_budgets(option: str, text: str) -> tuple[Budget, ...]:
             budgets.append(Budget(**{name.replace("-", "_"): _BOUNDS[name](value)}))
         except (KeyError, ValueError):
             known = ", ".join(f"{name}=..." for name in _BOUNDS)
-            raise UsageError(f"{option} has {part.strip()!r:.60}; give bounds with commas between them: {known}") from None
+            raise UsageError(
+                f"{option} has {part.strip()!r:.60}; give bounds with commas between them: {known}"
+            ) from None
     return tuple(budgets)

@@ -13,10 +13,9 @@ from multiprocessing import active_children, get_context, parent_process
 
 import torch
 
-from exporter.circuit import Decision
 from exporter.errors import InputError
 from exporter.job.options import Job
-from exporter.studies.points import Bench, Point, find_prior
+from exporter.studies.points import Bench, Point, find_like
 
 
 def run_points(
@@ -32,7 +31,7 @@ def run_points(
     if workers == 1 or len(left) <= 1:
         for number in left:
             with _one_thread():
-                point = bench().make_point(number, jobs[number], find_prior(jobs[number], done))
+                point = bench().make_point(number, jobs[number], find_like(jobs[number], done))
             done.append(point)
             yield point
         return
@@ -43,7 +42,7 @@ def run_points(
         while left or running:
             while left and len(running) < workers:
                 number = left.pop(0)
-                running.add(pool.submit(_work, number, jobs[number], find_prior(jobs[number], done)))
+                running.add(pool.submit(_work, number, jobs[number], find_like(jobs[number], done)))
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             for future in sorted(ended, key=lambda future: future.result().number):
                 done.append(future.result())
@@ -87,5 +86,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(number: int, job: Job, prior: tuple[Decision, ...]) -> Point:
-    return _benches[0].make_point(number, job, prior)
+def _work(number: int, job: Job, like: Point | None) -> Point:
+    return _benches[0].make_point(number, job, like)
