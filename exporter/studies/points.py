@@ -85,7 +85,7 @@ class Bench:
 
     def make_point(self, number: int, job: Job, like: Point | None = None) -> Point:
         """Search, rewrite, evaluate. `like`: a finished point of another alpha, whose first decisions are shared."""
-        prior = () if like is None else share_decisions(job, like)
+        prior = () if like is None or job.alpha is None else share_decisions(job.alpha, like.record.trace)
         if like is not None and len(prior) == len(like.record.trace):  # the whole search
             return _copy(like, number, job)
         plan = self.plan(job)
@@ -163,23 +163,23 @@ def _count_share(circuit: Circuit, sublayers: Sequence[Sublayer]) -> float:
     return sum(weight * len(site.kept(circuit)) / len(site.units) for weight, site in sites) / whole
 
 
-def share_decisions(job: Job, point: Point) -> tuple[Decision, ...]:
-    """The first decisions of a point's search, as far as a job with another alpha takes them, too.
+def share_decisions(alpha: float, trace: Sequence[Decision]) -> tuple[Decision, ...]:
+    """The first decisions of a finished search, as far as the same search with another alpha takes them, too.
 
     A decision depends on those before it and on alpha, so two searches go the same way up to the first decision that
     their thresholds do not share.
     """
-    assert job.alpha is not None
-    rule = AlphaRule(job.alpha)
-    return tuple(takewhile(lambda d: rule.allows(d.kl_before, d.kl_without) == d.removed, point.record.trace))
+    rule = AlphaRule(alpha)
+    return tuple(takewhile(lambda d: rule.allows(d.kl_before, d.kl_without) == d.removed, trace))
 
 
 def find_like(job: Job, finished: Sequence[Point]) -> Point | None:
     """The finished point that shares most decisions with a job; None without one of the same search but alpha."""
-    names = ("seed", "ablation", "mlps")
-    settings = _describe(job)
+    names, settings, alpha = ("seed", "ablation", "mlps"), _describe(job), job.alpha
+    if alpha is None:
+        return None
     same = [p for p in finished if all(p.settings[name] == settings[name] for name in names)]
-    return None if job.alpha is None else max(same, key=lambda p: len(share_decisions(job, p)), default=None)
+    return max(same, key=lambda p: len(share_decisions(alpha, p.record.trace)), default=None)
 
 
 def _copy(point: Point, number: int, job: Job) -> Point:

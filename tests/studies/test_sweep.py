@@ -64,11 +64,11 @@ def test_points_are_the_circuits_of_single_jobs(sweep: Sweep, whole: Path) -> No
 def test_a_search_shares_the_decisions_that_its_alpha_takes_too(sweep: Sweep, whole: Path) -> None:
     points, jobs = read_points(whole), sweep.jobs()
     first, last = points[0].record.trace, points[2].record.trace
-    shared = share_decisions(jobs[2], points[0])
+    shared = share_decisions(0.5, first)
     assert shared == last[: len(shared)] and len(shared) < len(last)
     differs = first[len(shared)]
     assert not differs.removed and differs.kl_without - differs.kl_before < 0.5  # kept by 1e-4, and not by 0.5
-    assert share_decisions(jobs[0], points[0]) == first
+    assert share_decisions(1e-4, first) == first
     assert find_like(jobs[2], points[:2]) in points[:2]
     assert find_like(jobs[3], points[:3]) is None  # another search
 
