@@ -268,7 +268,7 @@ SweepHeal = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    take_value("Processes, with one thread each; the results are the same. Default: one for each core.", metavar="N"),
+    take_value("Processes of one thread each, with equal results. Default: one for each core.", least=1, metavar="N"),
 ]
 ResumeSweep = Annotated[bool, take_flag("--resume", "Go on from the journal of a killed sweep, and keep it on Ctrl-C.")]
 ForceSweep = Annotated[bool, take_flag("--force", "Overwrite existing outputs; take a task that the model fails at.")]

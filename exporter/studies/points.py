@@ -77,6 +77,7 @@ class Bench:
         self._prepare = lru_cache(2)(lambda seed: prepare(replace(job, seed=seed), self.model))
         self._means = lru_cache(2)(self._compute_means)
         self._empty = lru_cache(2)(self._evaluate_empty)
+        self._whole = lru_cache(2)(lambda seed: self._evaluate(seed, self._ask(seed)))
         self._ask = lru_cache(2)(lambda seed: _remember(self.dense.answer_logits))
 
     def plan(self, job: Job) -> Plan:
@@ -106,7 +107,7 @@ class Bench:
                 "kl": found.record.kl,
                 "selection_accuracy": evaluate_dense(small.answer_logits, plan.data.selection).accuracy,
                 "test": self._evaluate(job.seed, small.answer_logits).metrics,
-                "dense": self._evaluate(job.seed, None).metrics,
+                "dense": self._whole(job.seed).metrics,
                 "empty": self._empty(job.seed, plan.ablation, job.mlps).metrics,
             },
             circuit=found.circuit,
@@ -127,10 +128,9 @@ class Bench:
         surgery = Surgery(Circuit(heads=(), mlps=layers, ablation=ablation), self._means(seed, ablation))
         return self._evaluate(seed, fold_model(slice_model(self.dense, surgery)).answer_logits)
 
-    def _evaluate(self, seed: int, answer_logits: AnswerLogits | None) -> Evaluation:
-        """A model, or the dense one itself, against the dense one on the test set, which was asked before."""
-        dense = self._ask(seed)
-        return evaluate_circuit(dense, answer_logits or dense, self._prepare(seed).data.test)
+    def _evaluate(self, seed: int, answer_logits: AnswerLogits) -> Evaluation:
+        """A model against the dense one on the test set; the dense one is asked once."""
+        return evaluate_circuit(self._ask(seed), answer_logits, self._prepare(seed).data.test)
 
 
 def _remember(answer_logits: AnswerLogits) -> AnswerLogits:
