@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 EAP_IG ?=
 MIB ?=
+SWEEP_TASKS ?= acronym greater-than ioi
 SMALL_ARGS ?= acronym greater-than ioi
 
 SOURCES := pyproject.toml
@@ -15,7 +16,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas results small-results search-results search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results search-results search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -102,13 +103,25 @@ bench-results: .venv/.installed-bench .venv-optimum/.installed  ## Measure infer
 alphas: .venv/.installed  ## Choose the tasks' default thresholds anew (minutes)
 	.venv/bin/python benchmarks/sweep_alpha.py
 
+# `compare` has what the curves are drawn with.
+paper-sweep: .venv/.installed-test  ## Run the paper's protocol, write docs/sweeps.md (SWEEP_TASKS=, MODEL=)
+	.venv/bin/python benchmarks/paper_sweep.py --model $(MODEL) $(SWEEP_TASKS)
+
 results: .venv/.installed  ## Run the main job on every task and write the tables of docs/benchmarks.md (MODEL=smollm2)
 	.venv/bin/python benchmarks/main_job.py --model $(MODEL)
 
-small-results: .venv/.installed  ## Run the gradual search and write the table of docs/small-circuits.md (SMALL_ARGS=)
+small-# `compare` has what the curves are drawn with.
+paper-sweep: .venv/.installed-test  ## Run the paper's protocol, write docs/sweeps.md (SWEEP_TASKS=, MODEL=)
+	.venv/bin/python benchmarks/paper_sweep.py --model $(MODEL) $(SWEEP_TASKS)
+
+results: .venv/.installed  ## Run the gradual search and write the table of docs/small-circuits.md (SMALL_ARGS=)
 	.venv/bin/python benchmarks/small_circuits.py $(SMALL_ARGS)
 
-search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
+search-# `compare` has what the curves are drawn with.
+paper-sweep: .venv/.installed-test  ## Run the paper's protocol, write docs/sweeps.md (SWEEP_TASKS=, MODEL=)
+	.venv/bin/python benchmarks/paper_sweep.py --model $(MODEL) $(SWEEP_TASKS)
+
+results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py
 	.venv/bin/python benchmarks/cost_table.py
 

@@ -23,7 +23,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from exporter.circuit import Ablation
+from exporter.circuit import Ablation, Decision
 from exporter.evidence.evaluate import evaluate_dense
 from exporter.evidence.fitness import find_limits
 from exporter.job.plan import hash_sets
@@ -33,6 +33,7 @@ from exporter.rewrite.folds import fold_model
 from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.find import search_circuit
+from exporter.studies.points import share_decisions
 from exporter.tasks import EXAMPLES, TASKS, SplitSizes, TaskData, load_task, name_variant
 from exporter.tasks.dataset import Dataset
 
@@ -91,13 +92,19 @@ def sweep_task(
     judged = [data.selection] if rule.judge == "selection" else [data.patching, data.selection]
     record = describe_sweep(model, data, rule)
     of_dense = judge_model(dense, judged)
-    rows = find_rows(known, record)
+    rows, traces = find_rows(known, record), list[tuple[Decision, ...]]()
     for alpha in alphas:
         if all(row["alpha"] != alpha for row in rows):
             start = time.perf_counter()
             circuit, found = search_circuit(
-                model, data.patching, data.selection, alpha=alpha, replacements=replacements
+                model,
+                data.patching,
+                data.selection,
+                alpha=alpha,
+                replacements=replacements,
+                prior=max((share_decisions(alpha, trace) for trace in traces), key=len, default=()),
             )
+            traces.append(found.trace)
             seconds = time.perf_counter() - start
             sliced = slice_model(dense, Surgery(circuit, replacements))
             row = {

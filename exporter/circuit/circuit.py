@@ -16,10 +16,8 @@ from typing import Any
 from exporter.checks import shorten, take_integer, take_integers, take_items
 from exporter.circuit.ablation import Ablation
 from exporter.circuit.components import MLP, Component, Head, Neuron
-from exporter.circuit.graph_reader import is_graph, read_graph
 from exporter.circuit.record import RECORD_KEYS, SearchRecord
 from exporter.errors import InputError
-from exporter.files import read_json
 
 
 @dataclass(frozen=True)
@@ -141,68 +139,12 @@ class Circuit:
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
         """The circuit of a circuit file, of a manifest or of a graph file. Raises InputError."""
+        from exporter.circuit.circuit_file import load_circuit  # which needs this class
+
         return load_circuit(path)[0]
 
 
-@dataclass(frozen=True)
-class CircuitFile:
-    """What a file says of a circuit.
-
-    scores: by component, the higher the more it matters: what its removal cost in a search, or the magnitude that a
-    graph file gives. losses: what of a graph file the circuit does not keep, in words. model: the source of the
-    model that a manifest names.
-    """
-
-    circuit: Circuit
-    record: SearchRecord
-    scores: Mapping[Component, float]
-    losses: tuple[str, ...] = ()
-    model: str | None = None
-
-
-def read_circuit_file(path: str | Path) -> CircuitFile:
-    """What a circuit file, a manifest or a graph file says (docs/exchange.md), the latter's nodes as whole.
-
-    Raises InputError: the file cannot be read, is not JSON, or holds no circuit.
-    """
-    try:
-        data = read_json(path)
-    except OSError as error:
-        raise InputError(f"cannot read the circuit {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); give a circuit file, a manifest or a graph file") from error
-    model = None
-    if isinstance(data, Mapping) and "schema" in data and "circuit" in data:
-        data, model = data["circuit"], _name_model(data.get("model"))
-    try:
-        if is_graph(data):
-            graph = read_graph(data)
-            scores = {component: abs(score) for component, score in graph.scores.items()}
-            return CircuitFile(Circuit.from_json(graph.circuit), SearchRecord(), scores, graph.losses)
-        circuit, record = Circuit.from_json(data), SearchRecord.from_json(data)
-        return CircuitFile(circuit, record, record.scores, model=model)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def load_circuit(path: str | Path) -> tuple[Circuit, SearchRecord]:
-    """The circuit and the search record of a circuit file, of a manifest or of a graph file.
-
-    Raises InputError: as `read_circuit_file`, or a graph that is no circuit of whole nodes.
-    """
-    file = read_circuit_file(path)
-    if file.losses:
-        raise InputError(f"{path}: {file.losses[0]}; write the circuit of whole nodes with `export-circuit convert`")
-    return file.circuit, file.record
-
-
 _KEYS = {"heads", "mlps", "neurons", *Ablation().to_json()}
-
-
-def _name_model(model: Any) -> str | None:
-    """The name in a manifest's `model`, if it has one."""
-    name = model.get("name") if isinstance(model, Mapping) else None
-    return name if isinstance(name, str) else None
 
 
 def _misfit(component: str, limits: str) -> InputError:

@@ -18,6 +18,7 @@ from exporter.cli.decode import run
 from exporter.cli.exchange import convert, roc
 from exporter.cli.export import export
 from exporter.cli.screen import make_screen
+from exporter.cli.sweep import sweep
 
 app = typer.Typer(
     add_completion=False,
@@ -33,6 +34,7 @@ app.command("run")(run)
 app.command("bench")(bench)
 app.command("convert")(convert)
 app.command("roc")(roc)
+app.command("sweep")(sweep)
 
 
 @app.command()

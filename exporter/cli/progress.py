@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 if TYPE_CHECKING:
     from exporter.circuit import Decision, SizeStep
+    from exporter.studies.points import Point
 
 STAGES = {
     "load": "loading the model and the task",
@@ -67,4 +68,10 @@ class JobProgress:
             f"layer {decision.component.layer}  kept {self.kept['Head']} heads, {self.kept['MLP']} MLPs  "
             f"{self.loss} {loss:.3f}"
         )
+        self.progress.update(self.bar, description=description, completed=done, total=total)
+
+    def on_point(self, point: Point, done: int, total: int) -> None:
+        """One more point of a sweep is there."""
+        of, figures = point.settings, point.figures
+        description = f"seed {of['seed']}, {of['ablation']} ablation: {figures['size']:.1%} of the size"
         self.progress.update(self.bar, description=description, completed=done, total=total)

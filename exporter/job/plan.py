@@ -215,13 +215,14 @@ class Plan:
         )
 
 
-def prepare(job: Job) -> Plan:
-    """Load the model, build the task's sets, read the circuit file.
+def prepare(job: Job, model: LanguageModel | None = None) -> Plan:
+    """Load the model (or take the job's, if the caller has it), build the task's sets, read the circuit file.
 
     Raises InputError: one of them cannot be read, or they do not fit each other; or the model fails at a task file.
     """
     circuit, record = (None, SearchRecord()) if job.circuit is None else load_circuit(job.circuit)
-    model = load_model(job.model, revision=job.revision, dtype=job.dtype)
+    if model is None:
+        model = load_model(job.model, revision=job.revision, dtype=job.dtype)
     if circuit is not None:
         model.dense.check_circuit(circuit)
     data = load_task(

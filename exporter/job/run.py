@@ -25,7 +25,7 @@ from exporter.search.checkpoints import read_prior, save_checkpoint
 from exporter.search.find import search_surgery
 from exporter.search.journal import Journal, journal_path
 from exporter.search.problem import OnDecision, OnSize
-from exporter.search.ranks import Ranks, join_ranks
+from exporter.search.ranks import SOLO, Ranks, join_ranks
 
 
 def run_job(
@@ -52,7 +52,7 @@ def run_job(
             plan = prepare(job)
             prior = cast("dict[str, Any]", ranks.share(None))
             if plan.circuit is None:
-                _search(plan, prior, ranks)
+                search_plan(plan, prior, ranks)
             return None
         with open_outputs(job.out, job.bundle, force=job.force) as outputs:
             with clock.stage("load"):
@@ -122,12 +122,13 @@ def _find(
         if on_decision is not None:
             on_decision(decision, done, total)
 
-    return _search(
+    return search_plan(
         plan, prior, ranks, on_decision=note, on_size=on_size, on_checkpoint=partial(save_checkpoint, journal)
     )
 
 
-def _search(plan: Plan, prior: Mapping[str, Any], ranks: Ranks, **callbacks: Any) -> Found:
+def search_plan(plan: Plan, prior: Mapping[str, Any], ranks: Ranks = SOLO, **options: Any) -> Found:
+    """The search of a job: `prior` is what an interrupted run has left, `options` are others of `search_surgery`."""
     job, data = plan.job, plan.data
     surgery, record = search_surgery(
         plan.model,
@@ -144,7 +145,7 @@ def _search(plan: Plan, prior: Mapping[str, Any], ranks: Ranks, **callbacks: Any
         seed=job.seed,
         time=partial(time_network, plan),
         **prior,
-        **callbacks,
+        **options,
     )
     # of a search in less than float32, the means are not those of the model that is exported
     return Found(surgery.circuit, record, surgery if job.dtype == "float32" else None)

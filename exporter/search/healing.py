@@ -193,8 +193,10 @@ def draw_likelihood(lessons: Lessons, teacher: Teacher, generator: torch.Generat
 
     def likelihood(logits: Tensor) -> Tensor:
         of_drawn = (logits.log_softmax(-1).gather(-1, drawn)[..., 0] * counted).sum()
-        of_labels = 0 if teacher == "dense" else -label_loss(lessons, logits)
-        return of_labels + (0 if teacher == "labels" else of_drawn)
+        if teacher == "dense":
+            return of_drawn
+        of_labels = -label_loss(lessons, logits)
+        return of_labels if teacher == "labels" else of_labels + of_drawn
 
     return likelihood
 
