@@ -9,15 +9,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import ExactnessError, InputError
-from exporter.evidence.evaluate import Evaluation, evaluate_circuit
+from exporter.evidence.evaluate import Evaluation, measure_prompts, summarise_values
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
 from exporter.evidence.latency import Latency, compare_latency, time_call
+from exporter.evidence.showing import ShownAttention, ShownPrompt, show_attention, show_prompts
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
@@ -25,6 +27,7 @@ from exporter.files.scratch import make_scratch
 from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
 from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
+from exporter.job.command import write_command
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.loading.load import LanguageModel
@@ -95,7 +98,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, gated=not rehearsed)
     with clock.stage("evaluate"):
-        figures = _evaluate(model.dense, rewritten, data)
+        figures, prompts, attention = _evaluate(model, rewritten, data)
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
     failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
     doubts = () if is_file_task(plan.job.task) else failing
@@ -119,6 +122,9 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         seconds=clock.seconds,
         versions=collect_versions(),
         notes=[*plan.notes, *doubts],
+        command=write_command(plan.job),
+        prompts=prompts,
+        attention=attention,
     )
 
 
@@ -166,12 +172,20 @@ def require_latency(plan: Plan, path: Path) -> None:
         )
 
 
-def _evaluate(dense: CircuitModel, rewritten: CircuitModel, data: TaskData) -> dict[str, Evaluation]:
-    """Evaluations of the test set and of each out-of-distribution set (unseen words or templates), by name."""
+def _evaluate(
+    model: LanguageModel, rewritten: CircuitModel, data: TaskData
+) -> tuple[dict[str, Evaluation], list[ShownPrompt], ShownAttention | None]:
+    """Evaluations of the test set and each out-of-distribution set (unseen words or templates) by name; some prompts.
+
+    The attention is of the test set's first prompt that is short enough.
+    """
     sets = {"test": data.test, **data.ood}
-    return {
-        name: evaluate_circuit(dense.answer_logits, rewritten.answer_logits, prompts) for name, prompts in sets.items()
-    }
+    models = (model.dense.answer_logits, rewritten.answer_logits)
+    values = {name: measure_prompts(*models, prompts) for name, prompts in sets.items()}
+    figures = {name: summarise_values(values[name], prompts) for name, prompts in sets.items()}
+    decode = partial(require_tokenizer(model).decode, skip_special_tokens=False)
+    shown = show_prompts(*models, sets, {name: of_set["kl"] for name, of_set in values.items()}, decode)
+    return figures, shown, show_attention(rewritten, data.test, decode)
 
 
 def _check(

@@ -1,0 +1,72 @@
+"""The command line that does a job again, for its manifest and its report."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+from typing import Any
+
+from exporter.job.options import Job
+from exporter.tasks import SplitSizes
+
+# Fields of a job by their options, in the order of --help; what says only how the job runs is left out.
+_OPTIONS = {
+    "revision": "--revision",
+    "preset": "--preset",
+    "alpha": "--alpha",
+    "circuit": "--circuit",
+    "heal": "--heal",
+    "teacher": "--teacher",
+    "seed": "--seed",
+    "precision": "--precision",
+    "with_past": "--with-past",
+    "logits": "--logits",
+    "vocab": "--vocab",
+    "scales": "--int8-scales",
+    "target": "--target",
+    "external_data": "--external-data",
+    "report": "--report",
+    "device": "--device",
+    "dtype": "--dtype",
+}
+_BUDGET = {
+    "min_accuracy": "--min-accuracy",
+    "max_kl": "--max-kl",
+    "max_params": "--max-params",
+    "max_latency_ms": "--max-latency-ms",
+    "batch": "--batch",
+    "threads": "--threads",
+}
+_SIZES = {"patching": "--patching-prompts", "selection": "--selection-prompts", "test": "--test-prompts"}
+_ABLATION = {"kind": "--ablation", "by": "--mean", "align": "--align"}
+
+
+def write_command(job: Job) -> str:
+    """The command, quoted for a shell. Outputs have their names without their folders."""
+    words = ["export-circuit", "--task", job.task, "--model", job.model]
+    for option, path in (("--out", job.out), ("--bundle", job.bundle)):
+        words += [] if path is None else [option, path.name]
+    words += _write_changes(job, _OPTIONS)
+    words += [] if job.mlps else ["--no-mlps"]
+    words += [] if job.budget is None else _write_changes(job.budget, _BUDGET)
+    words += [] if job.ablation is None else _write_given(job.ablation, _ABLATION)
+    sizes = job.sizes or SplitSizes()
+    words += _write_changes(sizes, _SIZES)
+    for name, value in job.parameters.items():
+        words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def _write_changes(of: Any, options: dict[str, str]) -> list[str]:
+    """Options of the fields that do not have their default."""
+    defaults = {field.name: field.default for field in fields(of)}
+    changed = {name: option for name, option in options.items() if getattr(of, name) != defaults[name]}
+    return _write_given(of, changed)
+
+
+def _write_given(of: Any, options: dict[str, str]) -> list[str]:
+    words = []
+    for name, option in options.items():
+        value = getattr(of, name)
+        words += [option] if value is True else [option, str(value)]
+    return words
