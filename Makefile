@@ -30,7 +30,7 @@ check-python:
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test]'
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,browser]'
 	@touch $@
 
 .venv/.installed-bench: .venv/.installed-test

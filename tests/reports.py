@@ -17,7 +17,7 @@ HOSTILE = '<img src=x onerror="document.title=1">&amp;\x1b[31m\u202e</script><sc
 def make_data(*, layers: int = LAYERS, heads: int = HEADS, text: str = "") -> dict[str, Any]:
     """A manifest of a gradual search; `text` is put into every string that comes from outside."""
     rng, data = random.Random(0), copy.deepcopy(DATA)
-    neurons = {str(layer): sorted(rng.sample(range(UNITS), 40 * layer)) for layer in range(1, layers - 1, 3)}
+    neurons = {str(layer): sorted(rng.sample(range(UNITS), min(UNITS, 40 * layer))) for layer in range(1, layers - 1, 3)}
     kept = sorted({(rng.randrange(layers), rng.randrange(heads)) for _ in range(layers)})
     data["model"] |= {"name": f"smollm2{text}", "family": "llama", "n_layers": layers, "n_heads": heads, "d_mlp": UNITS}
     data["task"] |= {"name": f"agreement{text}.jsonl", "parameters": {"seed": 0, "path": f"data/agreement{text}.jsonl"}}

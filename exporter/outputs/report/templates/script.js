@@ -24,7 +24,7 @@
 })();
 // Attention: the token that is chosen looks back.
 (() => {
-  const table = document.getElementById("attention"), name = document.getElementById("query-name");
+  const table = document.getElementById("patterns"), name = document.getElementById("query-name");
   if (!table) return;
   const scale = table.dataset.scale, buttons = Array.from(table.querySelectorAll("button"));
   const show = button => {
