@@ -17,7 +17,9 @@ HOSTILE = '<img src=x onerror="document.title=1">&amp;\x1b[31m\u202e</script><sc
 def make_data(*, layers: int = LAYERS, heads: int = HEADS, text: str = "") -> dict[str, Any]:
     """A manifest of a gradual search; `text` is put into every string that comes from outside."""
     rng, data = random.Random(0), copy.deepcopy(DATA)
-    neurons = {str(layer): sorted(rng.sample(range(UNITS), min(UNITS, 40 * layer))) for layer in range(1, layers - 1, 3)}
+    neurons = {
+        str(layer): sorted(rng.sample(range(UNITS), min(UNITS, 40 * layer))) for layer in range(1, layers - 1, 3)
+    }
     kept = sorted({(rng.randrange(layers), rng.randrange(heads)) for _ in range(layers)})
     data["model"] |= {"name": f"smollm2{text}", "family": "llama", "n_layers": layers, "n_heads": heads, "d_mlp": UNITS}
     data["task"] |= {"name": f"agreement{text}.jsonl", "parameters": {"seed": 0, "path": f"data/agreement{text}.jsonl"}}
@@ -92,3 +94,28 @@ def _make_attention(rng: random.Random, tokens: list[str], heads: list[Any], n_h
             rows.append("".join(SCALE[round(63 * weight / sum(weights))] for weight in weights))
         shown.append({"layer": layer, "index": index, "written": 1.0, "rows": rows})
     return {"tokens": tokens, "n_heads": n_heads, "heads": shown}
+
+
+def make_comparison(data: dict[str, Any], text: str = "") -> dict[str, Any]:
+    """A comparison on the task of a manifest's data, as `export-circuit compare` writes it, with what is read of it."""
+
+    def point(contestant: str, name: str, right: int, held: int, ms: float) -> dict[str, Any]:
+        test = _make_figures(500, right, right, 0)["dense"]
+        return {"contestant": contestant, "name": name, "held": held, "test": test | {"n": 500}, "latency_ms": ms}
+
+    points = {
+        "dense": [point("dense", f"the model as it is{text}", 494, 134_500_000, 61.2)],
+        "ours": [point("ours", "ours", 491, 33_000_000, 4.18)],
+        "ours-unhealed": [point("ours-unhealed", "ours, not healed", 462, 33_000_000, 4.2)],
+        "probe": [
+            point("probe", f"probe after layer {n}", 380 + 12 * n, 28_000_000 + n, 2.1 * n + 1) for n in (1, 4, 8)
+        ],
+        "words": [point("words", "TF-IDF, logistic regression", 402, 21_000, 0.04)],
+        "taylor": [],
+    }
+    return {
+        "schema": 1,
+        "key": {"task": data["task"]["name"], "weights": data["model"]["sha256"], "seed": 0},
+        "sentences": [f"no baseline is as accurate as ours in as little time, or with as few parameters.{text}"],
+        "contestants": {name: {"note": None, "points": found} for name, found in points.items()},
+    }

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Run
 from manifests import DATA
-from reports import HOSTILE, make_data
+from reports import HOSTILE, make_comparison, make_data
 
 from exporter.errors import InputError
 from exporter.evidence.evaluate import Evaluation
@@ -21,6 +21,7 @@ from exporter.outputs.manifest import Manifest
 from exporter.outputs.report import SECTIONS, is_report, render_report
 from exporter.outputs.report.chart import Chart, choose_powers, choose_ticks
 from exporter.outputs.report.grid import draw_grid
+from exporter.outputs.report.others import Comparison
 from exporter.outputs.report.verdict import Discordant, answer, write_sentences
 from exporter.outputs.report.words import write_bytes, write_points, write_share, write_short, write_time
 
@@ -99,7 +100,9 @@ def test_a_page_of_the_largest_prompts_and_heads_is_small() -> None:
 
 
 def test_text_from_outside_is_only_text() -> None:
-    page = render_report(load(make_data(text=HOSTILE)))
+    data = make_data(text=HOSTILE)
+    comparison = Comparison.model_validate(make_comparison(data, HOSTILE))
+    page = render_report(load(data), comparison)
     outline = read(page)
     assert outline.fetched == []
     assert page.count("<script") == 1 and "<img" not in page
@@ -210,6 +213,24 @@ def test_the_command_makes_it_again_byte_for_byte(manifest: Path, tmp_path: Path
     run.succeeds("report", manifest, "--out", tmp_path / "other.html")
     assert (tmp_path / "model.html").read_bytes() == (tmp_path / "other.html").read_bytes() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.html", "model.json", "other.html"]
+
+
+def test_a_comparison_beside_the_manifest_is_drawn(manifest: Path, tmp_path: Path) -> None:
+    beside = tmp_path / "model.compare.json"
+    data = make_comparison(make_data())
+    beside.write_text(json.dumps(data))
+    Run().succeeds("report", manifest)
+    outline = read((tmp_path / "model.html").read_text(encoding="utf-8"))
+    text = " ".join(outline.text)
+    assert "others" in outline.ids and "No baseline is as accurate as ours" in text
+    assert "TF-IDF, logistic regression: 80.4 % in 0.0400 ms" in text
+    beside.write_text(json.dumps(data | {"key": data["key"] | {"weights": "other"}}))
+    Run().fails(3, "compares on another weights", "report", manifest)
+    beside.write_text("{}")
+    Run().fails(3, "no comparison", "report", manifest)
+    beside.write_text(json.dumps(data | {"contestants": {}}))
+    Run().succeeds("report", manifest)
+    assert "others" not in read((tmp_path / "model.html").read_text(encoding="utf-8")).ids
 
 
 def test_somebody_elses_page_stays(manifest: Path, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import HOSTILE, make_data
+from reports import HOSTILE, make_comparison, make_data
 
 from exporter.outputs.manifest import Manifest
 from exporter.outputs.report import render_report
+from exporter.outputs.report.others import Comparison
 
 pytestmark = pytest.mark.slow
 WIDE, PHONE = 1180, 390
@@ -39,8 +40,14 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "model.html"
-    path.write_text(render_report(Manifest.from_json(json.dumps(make_data()))), encoding="utf-8")
+    path.write_text(make_page(), encoding="utf-8")
     return path
+
+
+def make_page(text: str = "") -> str:
+    data = make_data(text=text)
+    comparison = Comparison.model_validate(make_comparison(data, text))
+    return render_report(Manifest.from_json(json.dumps(data)), comparison)
 
 
 def open_page(browser: Any, path: Path, *, width: int = WIDE, scheme: str = "light") -> tuple[Any, list[str]]:
@@ -109,7 +116,7 @@ def test_a_token_that_is_chosen_looks_back(browser: Any, report: Path) -> None:
 
 def test_hostile_text_does_nothing(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "hostile.html"
-    path.write_text(render_report(Manifest.from_json(json.dumps(make_data(text=HOSTILE)))), encoding="utf-8")
+    path.write_text(make_page(HOSTILE), encoding="utf-8")
     page, seen = open_page(browser, path, width=PHONE)
     assert page.locator("img, iframe, script[src], link").count() == 0
     assert page.locator("script").count() == 1

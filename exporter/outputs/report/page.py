@@ -28,21 +28,28 @@ from exporter.outputs.report.attention import draw_attention
 from exporter.outputs.report.cost import draw_cost
 from exporter.outputs.report.grid import draw_grid
 from exporter.outputs.report.making import describe_making
+from exporter.outputs.report.others import Comparison, comparison_path, draw_others, load_comparison
 from exporter.outputs.report.path import draw_path
 from exporter.outputs.report.quality import draw_quality
 from exporter.outputs.report.summary import summarise
 
-Section = Callable[[Manifest], Any]
-"""What a section shows of a manifest, or None where the manifest has nothing of it."""
+Section = Callable[[Manifest, Comparison | None], Any]
+"""What a section shows of a manifest and of the comparison beside it, or None where there is nothing of it."""
+
+
+def _alone(draw: Callable[[Manifest], Any]) -> Section:
+    return lambda manifest, comparison: draw(manifest)
+
 
 SECTIONS: dict[str, tuple[str, Section]] = {
-    "grid": ("What it keeps", draw_grid),
-    "path": ("How it got there", draw_path),
-    "quality": ("How good it is", draw_quality),
-    "cost": ("What it costs", draw_cost),
-    "prompts": ("Ten prompts", lambda manifest: manifest.prompts or None),
-    "attention": ("Where its heads look", draw_attention),
-    "making": ("How it was made", describe_making),
+    "grid": ("What it keeps", _alone(draw_grid)),
+    "path": ("How it got there", _alone(draw_path)),
+    "quality": ("How good it is", _alone(draw_quality)),
+    "cost": ("What it costs", _alone(draw_cost)),
+    "others": ("Against other ways", lambda manifest, comparison: draw_others(comparison)),
+    "prompts": ("Ten prompts", lambda manifest, comparison: manifest.prompts or None),
+    "attention": ("Where its heads look", _alone(draw_attention)),
+    "making": ("How it was made", _alone(describe_making)),
 }
 """By name, which is that of the template and of the anchor: the heading, and what makes the data."""
 
@@ -50,11 +57,11 @@ _MARK = "<!doctype html>\n<!-- export-circuit report -->\n"
 _NUMBERS = {name: getattr(words, name) for name in ("write_share", "write_short", "write_count", "write_bytes")}
 
 
-def render_report(manifest: Manifest) -> str:
-    """The page of a manifest, as text: equal for equal manifests. Raises InputError for figures that make no page."""
+def render_report(manifest: Manifest, comparison: Comparison | None = None) -> str:
+    """The page of a manifest, as text: equal for equal ones. Raises InputError for figures that make no page."""
     environment = _make_environment()
     try:
-        drawn = {name: draw(manifest) for name, (_, draw) in SECTIONS.items()}
+        drawn = {name: draw(manifest, comparison) for name, (_, draw) in SECTIONS.items()}
         summary = summarise(manifest)
     except (ValueError, ArithmeticError, LookupError) as error:
         raise InputError(f"the manifest has figures that cannot be drawn ({error!r:.80}); export again") from error
@@ -72,9 +79,11 @@ def render_report(manifest: Manifest) -> str:
 def write_report(manifest: Path, out: Path | None = None, *, force: bool = False) -> Path:
     """Write the page of a manifest file, by default beside it; returns where. A report that stands there is replaced.
 
-    Raises InputError: no manifest, or with something else at the page's name and without `force`; it cannot be written.
+    A comparison beside the manifest (`comparison_path`) is drawn, too. Raises InputError: no manifest, or a comparison
+    of something else; another file at the page's name, without `force`; it cannot be written.
     """
-    page, target = render_report(Manifest.load(manifest)), out or manifest.with_suffix(REPORT_SUFFIX)
+    loaded, target = Manifest.load(manifest), out or manifest.with_suffix(REPORT_SUFFIX)
+    page = render_report(loaded, load_comparison(comparison_path(manifest), loaded))
     with OutputSet(target, suffixes=(REPORT_SUFFIX,), force=force or is_report(target)) as files:
         files.path(REPORT_SUFFIX).write_text(page, encoding="utf-8")
         files.commit()
