@@ -46,6 +46,7 @@ DATA: dict[str, Any] = {
     "seconds": {"load": 1.5},
     "versions": {"python": "3.11"},
     "notes": [],
+    "memory": [],
     "command": None,
     "prompts": [],
     "attention": None,

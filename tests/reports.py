@@ -36,6 +36,7 @@ def make_data(*, layers: int = LAYERS, heads: int = HEADS, text: str = "") -> di
         {"batch": 1, "threads": 2, "dense": 0.0612, "circuit": 0.00418, "speedup": 14.6, "speedup_ci95": [14.1, 15.2]},
         {"batch": 32, "threads": 2, "dense": 1.31, "circuit": 0.049, "speedup": 26.7, "speedup_ci95": [25.2, 27.9]},
     ]
+    data["memory"] = [{"batch": 1, "dense": 596_000_000, "circuit": 201_000_000}]
     data["dense_onnx_bytes"] = 538_000_000
     data["files"] = {"model.onnx": {"bytes": 131_000_000, "sha256": "22" * 32}}
     data["seconds"] = {"load": 3.1, "search": 412.0, "measure": 21.5}

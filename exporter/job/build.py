@@ -18,6 +18,7 @@ from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import ExactnessError, InputError
 from exporter.evidence.evaluate import Evaluation, measure_prompts, summarise_values
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
+from exporter.evidence.footprint import Memory, compare_memory
 from exporter.evidence.latency import Latency, compare_latency, time_call
 from exporter.evidence.showing import ShownAttention, ShownPrompt, show_attention, show_prompts
 from exporter.files import surgery_name
@@ -103,7 +104,8 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
     doubts = () if is_file_task(plan.job.task) else failing
     with clock.stage("measure"):
-        dense_bytes, latency = _measure(None if rehearsed else model.dense, path, data.test, options)
+        dense = None if rehearsed else model.dense
+        dense_bytes, latency, memory = _measure(dense, path, data.test, options, with_memory=plan.job.report)
     return Manifest(
         schema=1,
         task=plan.task_info,
@@ -117,6 +119,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         export=ExportInfo.of(options, served),
         onnx=description,
         latency=latency,
+        memory=memory,
         dense_onnx_bytes=dense_bytes,
         files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
         seconds=clock.seconds,
@@ -244,24 +247,26 @@ def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
 
 
 def _measure(
-    dense: CircuitModel | None, path: Path, prompts: Dataset, options: GraphOptions
-) -> tuple[int, list[Latency]]:
-    """The size in bytes of the exported dense model (fp32), and its latency against the circuit's by batch size.
+    dense: CircuitModel | None, path: Path, prompts: Dataset, options: GraphOptions, *, with_memory: bool
+) -> tuple[int, list[Latency], list[Memory]]:
+    """The size in bytes of the exported dense model (fp32), its latency and its memory against the circuit's by batch.
 
     Without a dense model (a rehearsal) the circuit is called once, and compared with itself.
     """
     if dense is None:
-        return 0, [time_call(path, prompts.input_ids, prompts.mask)]
+        return 0, [time_call(path, prompts.input_ids, prompts.mask)], []
     with make_scratch() as folder:
         reference = folder / "dense.onnx"
         large = not fits_one_file(count_bytes(dense))
         export_onnx(dense, reference, GraphOptions(form=options.form, external_data=large))
-        n_bytes, found = sum(file.stat().st_size for file in folder.iterdir()), []
+        n_bytes = sum(file.stat().st_size for file in folder.iterdir())
+        latency, memory = [], []
         for batch in LATENCY_BATCHES:
             rows = torch.arange(batch) % len(prompts)
-            mask = None if prompts.mask is None else prompts.mask[rows]
-            found.append(compare_latency(reference, path, prompts.input_ids[rows], mask, blocks=LATENCY_BLOCKS))
-    return n_bytes, found
+            some = prompts.input_ids[rows], None if prompts.mask is None else prompts.mask[rows]
+            latency.append(compare_latency(reference, path, *some, blocks=LATENCY_BLOCKS))
+            memory += [compare_memory(reference, path, *some)] if with_memory else []
+    return n_bytes, latency, memory
 
 
 def reverify(path: Path, *, model: str | None = None, task: Path | None = None) -> Exactness:

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import InputError
 from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.footprint import Memory
 from exporter.evidence.latency import Latency
 from exporter.evidence.showing import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text
@@ -88,8 +89,8 @@ class Manifest(Plain):
 
     `latency` compares with the dense model exported the same way, a file of `dense_onnx_bytes`.
     `alpha_sweep` is where a task's own alpha comes from; None where alpha was given, or swept for something else.
-    `command` is what does the job again. `prompts` and `attention` are for reading (`exporter.outputs.report`); older
-    manifests have none of the three.
+    `memory` is measured for a report only. `command` is what does the job again. `prompts` and `attention` are for
+    reading (`exporter.outputs.report`). Older manifests have none of the four.
     """
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
@@ -109,6 +110,7 @@ class Manifest(Plain):
     seconds: dict[str, float]
     versions: dict[str, str]
     notes: list[str]
+    memory: list[Memory] = Field(default_factory=list)
     command: str | None = None
     prompts: list[ShownPrompt] = Field(default_factory=list)
     attention: ShownAttention | None = None

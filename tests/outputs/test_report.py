@@ -76,12 +76,12 @@ def test_it_says_what_the_manifest_says() -> None:
     outline = read(page)
     text = " ".join(" ".join(outline.text).split())
     for said in (
-        "agreement.jsonl from smollm2", "4.1 %", "14.6 ×", "98.2 %", "131.0 MB", "28 of 270 attention heads",
+        "agreement.jsonl from smollm2", "4.1 %", "14.6 ×", "98.2 %", "131 MB", "28 of 270 attention heads",
         "On two-nouns 22 points below the original (71.0 % against 93.0 %): put such prompts into the selection set.",
         "On 500 held-out prompts it is right on 98.2 %", "It loses 6 prompts that the original gets right and gains 3",
         "healed, not the original's: distil from dense on 2,872 prompts, 640 steps",
         "Layer 28, MLP: 1,120 hidden units of 1,536 (72.9 %) kept", "export-circuit --task agreement.jsonl",
-        "The keys to the old cabinet", "1 of 900", "61.2 ms", "1.31 s",
+        "The keys to the old cabinet", "1 of 900", "61.2 ms", "1.31 s", "596 MB",
     ):  # fmt: skip
         assert said in text, said
     assert outline.headings[:2] == ["h1", "h2"] and outline.headings.count("h1") == 1
@@ -178,7 +178,7 @@ def test_numbers_are_written_for_readers() -> None:
     assert [write_points(points) for points in (0.004, -0.01, 0.2249)] == ["0.4 points", "1.0 points", "22 points"]
     assert [write_time(seconds) for seconds in (0, 4.18e-4, 0.0612, 1.31)] == ["0 ms", "0.418 ms", "61.2 ms", "1.31 s"]
     assert [write_short(n) for n in (12, 155_531, 106_200_000)] == ["12", "156 k", "106 M"]
-    assert write_bytes(2_500) == "2 kB"
+    assert [write_bytes(n) for n in (2_500, 52_140_000, 1.31e9)] == ["2.50 kB", "52.1 MB", "1.31 GB"]
 
 
 def test_axes_name_round_values() -> None:

@@ -27,6 +27,7 @@ class Cost:
 
     pairs: list[Pair]
     threads: int | None
+    has_memory: bool
 
 
 def draw_cost(manifest: Manifest) -> Cost:
@@ -42,6 +43,15 @@ def draw_cost(manifest: Manifest) -> Cost:
         )
         for timed in manifest.latency
     ]
+    pairs += [
+        _pair(
+            f"Peak memory, batch {peak.batch}",
+            peak.dense,
+            peak.circuit,
+            (write_bytes(peak.dense), write_bytes(peak.circuit)),
+        )
+        for peak in manifest.memory
+    ]
     size = manifest.size
     pairs.append(
         _pair(
@@ -55,7 +65,7 @@ def draw_cost(manifest: Manifest) -> Cost:
     if manifest.dense_onnx_bytes:
         both = (write_bytes(manifest.dense_onnx_bytes), write_bytes(n_bytes))
         pairs.append(_pair("ONNX file and its weights", manifest.dense_onnx_bytes, n_bytes, both))
-    return Cost(pairs, manifest.latency[0].threads if manifest.latency else None)
+    return Cost(pairs, manifest.latency[0].threads if manifest.latency else None, bool(manifest.memory))
 
 
 def _pair(

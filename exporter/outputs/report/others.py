@@ -106,7 +106,7 @@ def draw_others(comparison: Comparison | None) -> Others | None:
     chart = Chart.of(
         [point.latency_ms for point in points],
         [point.test.accuracy for point in points],
-        write_x=lambda x: write_time(x / 1e3),
+        write_x=lambda x: f"{x:g} ms",
         write_y=lambda y: f"{100 * y:.0f} %",
         log_x=True,
         y_to=1.0,

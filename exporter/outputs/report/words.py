@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from exporter.metrics.statistics import Accuracy
 
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BYTES = ((1e9, "GB"), (1e6, "MB"))
 _LEAST_P = 0.001
 
 
@@ -49,8 +50,9 @@ def write_short(n: float) -> str:
 
 
 def write_bytes(n: float) -> str:
-    """A size in MB, or in kB where it is below one."""
-    return f"{n / 1e6:.1f} MB" if n >= 1e6 else f"{n / 1e3:.0f} kB"
+    """A size with three digits: `538 MB`."""
+    value, unit = next(((n / size, unit) for size, unit in _BYTES if n >= size), (n / 1e3, "kB"))
+    return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"
 
 
 def write_time(seconds: float) -> str:
