@@ -104,8 +104,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
     doubts = () if is_file_task(plan.job.task) else failing
     with clock.stage("measure"):
-        dense = None if rehearsed else model.dense
-        dense_bytes, latency, memory = _measure(dense, path, data.test, options, with_memory=plan.job.report)
+        dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
     return Manifest(
         schema=1,
         task=plan.task_info,
@@ -247,25 +246,27 @@ def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
 
 
 def _measure(
-    dense: CircuitModel | None, path: Path, prompts: Dataset, options: GraphOptions, *, with_memory: bool
+    plan: Plan, path: Path, options: GraphOptions, *, rehearsed: bool
 ) -> tuple[int, list[Latency], list[Memory]]:
     """The size in bytes of the exported dense model (fp32), its latency and its memory against the circuit's by batch.
 
-    Without a dense model (a rehearsal) the circuit is called once, and compared with itself.
+    Memory is measured for a report. In a rehearsal the circuit is called once, and compared with itself.
     """
-    if dense is None:
+    dense, prompts = plan.model.dense, plan.data.test
+    if rehearsed:
         return 0, [time_call(path, prompts.input_ids, prompts.mask)], []
     with make_scratch() as folder:
         reference = folder / "dense.onnx"
         large = not fits_one_file(count_bytes(dense))
         export_onnx(dense, reference, GraphOptions(form=options.form, external_data=large))
         n_bytes = sum(file.stat().st_size for file in folder.iterdir())
-        latency, memory = [], []
+        latency: list[Latency] = []
+        memory: list[Memory] = []
         for batch in LATENCY_BATCHES:
             rows = torch.arange(batch) % len(prompts)
             some = prompts.input_ids[rows], None if prompts.mask is None else prompts.mask[rows]
             latency.append(compare_latency(reference, path, *some, blocks=LATENCY_BLOCKS))
-            memory += [compare_memory(reference, path, *some)] if with_memory else []
+            memory += [compare_memory(reference, path, *some)] if plan.job.report else []
     return n_bytes, latency, memory
 
 
