@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -185,7 +184,7 @@ def _evaluate(
     models = (model.dense.answer_logits, rewritten.answer_logits)
     values = {name: measure_prompts(*models, prompts) for name, prompts in sets.items()}
     figures = {name: summarise_values(values[name], prompts) for name, prompts in sets.items()}
-    decode = partial(require_tokenizer(model).decode, skip_special_tokens=False)
+    decode = require_tokenizer(model).decode
     shown = show_prompts(*models, sets, {name: of_set["kl"] for name, of_set in values.items()}, decode)
     return figures, shown, show_attention(rewritten, data.test, decode)
 
