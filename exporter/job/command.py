@@ -14,6 +14,7 @@ _OPTIONS = {
     "revision": "--revision",
     "preset": "--preset",
     "alpha": "--alpha",
+    "metric": "--metric",
     "circuit": "--circuit",
     "heal": "--heal",
     "teacher": "--teacher",

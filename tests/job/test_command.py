@@ -34,6 +34,7 @@ def read_command(command: str) -> Job:
     "options",
     [
         {},
+        {"preset": "paper", "metric": "js", "alpha": 0.01},
         {"report": True, "bundle": Path("my bundle")},
         {"preset": "paper", "alpha": 0.03, "mlps": False, "ablation": Ablation("zero", "global"), "seed": 3},
         {"budget": Budget(min_accuracy="-2pt", max_latency_ms=3.5, batch=8, threads=1), "heal": "refit"},

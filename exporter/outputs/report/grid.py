@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from exporter.circuit import Decision
 from exporter.outputs.manifest import Manifest
-from exporter.outputs.report.words import write_count, write_share
+from exporter.outputs.report.words import name_metric, write_count, write_share
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,21 @@ class Grid:
 def draw_grid(manifest: Manifest) -> Grid:
     """The grid of a manifest's circuit."""
     circuit, model = manifest.get_circuit(), manifest.model
-    priced = {str(decision.component): decision for decision in manifest.get_record().trace}
+    record = manifest.get_record()
+    name, unit = name_metric(record.metric)
+    priced = {str(d.component): _say_price(d, name, unit) for d in record.trace}
     # older manifests do not say how many hidden units an MLP has: slivers are then drawn against the largest one
     width = model.d_mlp or max((max(units, default=0) + 1 for _, units in circuit.neurons), default=1)
     rows = []
     for layer in reversed(range(model.n_layers)):
         kept = set(circuit.heads_of(layer))
         heads = [
-            Cell(index in kept, _say_head(layer, index, index in kept, priced.get(f"a{layer}.h{index}")))
+            Cell(index in kept, _say_head(layer, index, index in kept, priced.get(f"a{layer}.h{index}", "")))
             for index in range(model.n_heads)
         ]
         units = circuit.neurons_of(layer)
         n = width if layer in circuit.mlps else len(units or ())
-        rows.append(Row(layer, heads, _draw_mlp(layer, n, width, model.d_mlp, priced.get(f"m{layer}"))))
+        rows.append(Row(layer, heads, _draw_mlp(layer, n, width, model.d_mlp, priced.get(f"m{layer}", ""))))
     known = model.d_mlp is not None
     return Grid(
         rows=rows,
@@ -74,21 +76,19 @@ def draw_grid(manifest: Manifest) -> Grid:
     )
 
 
-def _say_head(layer: int, index: int, kept: bool, decision: Decision | None) -> str:
-    return f"Layer {layer}, head {index}: {'kept' if kept else 'removed'}{_say_price(decision)}"
+def _say_head(layer: int, index: int, kept: bool, price: str) -> str:
+    return f"Layer {layer}, head {index}: {'kept' if kept else 'removed'}{price}"
 
 
-def _draw_mlp(layer: int, n: int, width: int, d_mlp: int | None, decision: Decision | None) -> Sliver:
+def _draw_mlp(layer: int, n: int, width: int, d_mlp: int | None, price: str) -> Sliver:
     if n == 0:
-        return Sliver(0.0, "", f"Layer {layer}, MLP: removed{_say_price(decision)}")
+        return Sliver(0.0, "", f"Layer {layer}, MLP: removed{price}")
     if n == width and (d_mlp is None or n == d_mlp):
-        return Sliver(1.0, "all", f"Layer {layer}, MLP: kept whole{_say_price(decision)}")
+        return Sliver(1.0, "all", f"Layer {layer}, MLP: kept whole{price}")
     of = "" if d_mlp is None else f" of {d_mlp:,} ({write_share(n / d_mlp)})"
     return Sliver(n / width, f"{n:,}", f"Layer {layer}, MLP: {write_count(n, 'hidden unit')}{of} kept")
 
 
-def _say_price(decision: Decision | None) -> str:
-    if decision is None:
-        return ""
+def _say_price(decision: Decision, metric: str, unit: str) -> str:
     rise = decision.kl_without - decision.kl_before
-    return f"; without it KL {'rises' if rise >= 0 else 'falls'} by {abs(rise):.2g} nats"
+    return f"; without it {metric} {'rises' if rise >= 0 else 'falls'} by {abs(rise):.2g} {unit}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from exporter.circuit import Decision, SizeStep
 from exporter.outputs.manifest import Manifest
 from exporter.outputs.report.chart import Chart
-from exporter.outputs.report.words import write_count, write_share, write_short
+from exporter.outputs.report.words import name_metric, write_count, write_share, write_short
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ def draw_path(manifest: Manifest) -> Path | None:
         charts = _draw_sizes(record.path, manifest.size.dense)
         return Path(charts, record.path, record.search, len(record.path), 0)
     if len(record.trace) > 1:
-        return Path([_draw_trace(record.trace)], (), record.search, len(record.trace), removed)
+        return Path(
+            [_draw_trace(record.trace, *name_metric(record.metric))], (), record.search, len(record.trace), removed
+        )
     return None
 
 
@@ -88,7 +90,7 @@ def _draw_sizes(path: Sequence[SizeStep], dense: int) -> list[Line]:
     return charts
 
 
-def _draw_trace(trace: Sequence[Decision]) -> Line:
+def _draw_trace(trace: Sequence[Decision], metric: str, unit: str) -> Line:
     after = [step.kl_without if step.removed else step.kl_before for step in trace]
     points = list(enumerate(after, start=1))
     chart = Chart.of(
@@ -100,14 +102,16 @@ def _draw_trace(trace: Sequence[Decision]) -> Line:
     )
     dots = [
         Dot(
-            *chart.place(x, y), "last", f"{step.component}: kept, for without it KL would be {step.kl_without:.3g} nats"
+            *chart.place(x, y),
+            "last",
+            f"{step.component}: kept, for without it {metric} would be {step.kl_without:.3g} {unit}",
         )
         for (x, y), step in zip(points, trace, strict=True)
         if not step.removed
     ]
     removed = sum(step.removed for step in trace)
     alt = (
-        f"KL from the original over {write_count(len(trace), 'candidate')}, of which {removed:,} were removed: it ends "
-        f"at {after[-1]:.3g} nats"
+        f"{metric} against the original over {write_count(len(trace), 'candidate')}, {removed:,} of them removed: "
+        f"it ends at {after[-1]:.3g} {unit}"
     )
-    return Line("KL from the original, nats", alt, "candidates tried", chart, chart.trace(points), dots)
+    return Line(f"{metric} against the original, {unit}", alt, "candidates tried", chart, chart.trace(points), dots)

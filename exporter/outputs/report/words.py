@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from exporter.metrics import METRICS
 from exporter.metrics.statistics import Accuracy
 
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -69,3 +70,9 @@ def write_p(p: float) -> str:
 def join_names(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def name_metric(name: str) -> tuple[str, str]:
+    """What a search went by, and its unit: `KL` and `nats`."""
+    known = METRICS.get(name)
+    return "KL" if name == "kl" else name.replace("_", " "), "" if known is None else known.unit
