@@ -33,7 +33,7 @@ check-python:
 	@touch $@
 
 .venv/.installed-test: .venv/.installed
-	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test]'
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,browser]'
 	@touch $@
 
 .venv/.installed-bench: .venv/.installed-test
@@ -57,7 +57,7 @@ check-python:
 
 demo: .venv/.installed  ## Set up, run the main job on one task, print its result (TASK=, MODEL=)
 	@mkdir -p demo
-	.venv/bin/export-circuit --task $(TASK) --model $(MODEL) --out demo/model.onnx --force
+	.venv/bin/export-circuit --task $(TASK) --model $(MODEL) --out demo/model.onnx --report --force
 
 test: .venv/.installed-test  ## Set up, run the tests by default: a few examples of everything (PYTEST_ARGS=)
 	.venv/bin/python -m pytest -m 'not slow' $(PYTEST_ARGS)

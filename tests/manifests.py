@@ -31,7 +31,7 @@ EXPORT: dict[str, Any] = {
 DATA: dict[str, Any] = {
     "schema": 1,
     "task": {"name": "acronym", "parameters": {"seed": 0}, "sha256": "00"},
-    "model": {"name": "m", "revision": None, "sha256": "11", "family": "gpt2", "n_layers": 2, "n_heads": 2},
+    "model": {"name": "m", "revision": None, "sha256": "11", "family": "gpt2", "n_layers": 2, "n_heads": 2, "d_mlp": 8},
     "circuit": Circuit(heads=(Head(0, 1),), mlps=(1,)).to_json(),
     "alpha_sweep": None,
     "size": {"dense": 10, "circuit": 5, "constants": 1, "reduction": 0.5},
@@ -46,4 +46,8 @@ DATA: dict[str, Any] = {
     "seconds": {"load": 1.5},
     "versions": {"python": "3.11"},
     "notes": [],
+    "memory": [],
+    "command": None,
+    "prompts": [],
+    "attention": None,
 }

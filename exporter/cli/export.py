@@ -34,6 +34,7 @@ class ExportOptions:
     preset: opts.Preset = None
     min_accuracy: opts.MinAccuracy = None
     precision: opts.Precision = "fp32"
+    report: opts.Report = False
     dry_run: opts.DryRun = False
     force: opts.Force = False
     as_json: opts.ManifestAsJson = False
@@ -118,6 +119,7 @@ class ExportOptions:
             precision=self.precision,
             scales=self.int8_scales,
             external_data=self.external_data,
+            report=self.report,
         )
 
     def _read_budget(self) -> Budget | None:

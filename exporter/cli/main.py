@@ -92,6 +92,17 @@ def verify(
 
 
 @app.command()
+def report(file: opts.ReportedFile, out: opts.ReportOut = None, force: opts.ForceReport = False) -> None:
+    """Make the page for reading again, from the manifest alone: what it is, what it costs, how far to trust it.
+
+    Example: [bold]export-circuit report model.json[/bold]
+    """
+    from exporter.outputs.report import write_report
+
+    make_screen().say(f"wrote {write_report(file, out, force=force)}")
+
+
+@app.command()
 def doctor(as_json: opts.AsJson = False) -> None:
     """Check the installation: versions, ONNX Runtime and its providers, the hub; say what mends what is missing.
 

@@ -34,6 +34,7 @@ Model = Annotated[
 ]
 Out = Annotated[Path | None, take_path("The ONNX file to write; its manifest goes beside it.")]
 Bundle = Annotated[Path | None, take_path("A folder to write: model, tokenizer, configuration, card and run.py.")]
+Report = Annotated[bool, take_flag("--report", "Write a page for reading beside the manifest: model.html.")]
 Alpha = Annotated[
     float | None,
     take_value("KL threshold per step, in nats. Default: the task's own.", panel=CIRCUIT_PANEL, metavar="NATS"),
@@ -200,9 +201,12 @@ Resume = Annotated[
 Quiet = Annotated[bool, take_flag("--quiet", "Print errors only.", panel=RUNNING_PANEL)]
 Debug = Annotated[bool, take_flag("--debug", "Show the traceback of an error.", panel=RUNNING_PANEL)]
 
-# tasks, inspect, verify
+# tasks, inspect, verify, report
 ExamplesModel = Annotated[str, take_name("The model whose tokenizer reads the examples.")]
 ExportedFile = Annotated[Path, take_file("model.onnx or its manifest, model.json.")]
+ReportedFile = Annotated[Path, take_file("The model.json that an export wrote.")]
+ReportOut = Annotated[Path | None, take_path("The .html file to write. Default: beside the manifest.")]
+ForceReport = Annotated[bool, take_flag("--force", "Overwrite a file that is no report.")]
 TaskFile = Annotated[Path | None, take_path("Where the task's file is now. Default: where it was.")]
 
 # check-data, make-data

@@ -5,7 +5,7 @@ This measures *faithfulness*; `exporter.verify` checks that the implementations 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -73,7 +73,11 @@ def evaluate_circuit(dense: AnswerLogits, circuit: AnswerLogits, dataset: Datase
     for name, given in (("dense", dense), ("circuit", circuit)):
         if isinstance(given, nn.Module) or not callable(given):
             raise InputError(f"{name} must be a function such as model.answer_logits, not {type(given).__name__}")
-    values = measure_prompts(dense, circuit, dataset)
+    return summarise_values(measure_prompts(dense, circuit, dataset), dataset)
+
+
+def summarise_values(values: Mapping[str, Tensor], dataset: Dataset) -> Evaluation:
+    """The evaluation of a set, from what `measure_prompts` gives of it."""
     right = {"dense": values["reference_accuracy"], "circuit": values["accuracy"]}
     return Evaluation(
         n=len(dataset),

@@ -55,16 +55,25 @@ class OutputSet:
     """Files that appear together: `with OutputSet(out) as files: write to files.path(...); files.commit()`.
 
     `out` names the first file; the others have its name with another suffix, the manifest's last. Files of weights
-    (see `weights_name`) that are written beside the first one go with the set. Raises InputError on entering when
+    (see `weights_name`) that are written beside the first one go with the set. `optional` are suffixes of files that
+    an older set may have had. Raises InputError on entering when
     the set cannot be written or, without `force`, when a file of it exists; later when space runs out. Leaving
     without `commit` leaves what was there before.
     """
 
     option = "--out"  # where the user says where to write
 
-    def __init__(self, out: str | Path, *, suffixes: Sequence[str] = (".onnx", ".json"), force: bool = False) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        *,
+        suffixes: Sequence[str] = (".onnx", ".json"),
+        optional: Sequence[str] = (),
+        force: bool = False,
+    ) -> None:
         self.out = Path(check_name(out))
         self.suffixes = tuple(suffixes)
+        self.optional = tuple(optional)
         self.force = force
         self._absolute = self.out
         self._stage: Stage | None = None
@@ -81,7 +90,8 @@ class OutputSet:
 
     def owns(self, name: str) -> bool:
         """Whether a file of this name beside the output is of the set: no other one is ever replaced or removed."""
-        return name in {self.target(suffix).name for suffix in self.suffixes} or is_weights_name(name, self.out.name)
+        suffixes = (*self.suffixes, *self.optional)
+        return name in {self.target(suffix).name for suffix in suffixes} or is_weights_name(name, self.out.name)
 
     def check(self) -> None:
         """Raise InputError, and touch nothing, for a set that could not be written now."""

@@ -44,7 +44,7 @@ class TaskInfo(Plain):
 
 
 class ModelInfo(Plain):
-    """The dense model. sha256 is over its weight files."""
+    """The dense model. sha256 is over its weight files; d_mlp: hidden units of an MLP, None in older files."""
 
     name: str
     revision: str | None
@@ -52,6 +52,7 @@ class ModelInfo(Plain):
     family: str
     n_layers: int = Field(ge=0, le=_MOST_UNITS)
     n_heads: int = Field(ge=0, le=_MOST_UNITS)
+    d_mlp: int | None = Field(None, ge=0)
 
 
 def collect_versions() -> dict[str, str]:

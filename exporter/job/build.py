@@ -15,9 +15,11 @@ import torch
 
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import ExactnessError, InputError
-from exporter.evidence.evaluate import Evaluation, evaluate_circuit
+from exporter.evidence.evaluate import Evaluation, measure_prompts, summarise_values
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
+from exporter.evidence.footprint import Memory, compare_memory
 from exporter.evidence.latency import Latency, compare_latency, time_call
+from exporter.evidence.showing import ShownAttention, ShownPrompt, show_attention, show_prompts
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
@@ -25,6 +27,7 @@ from exporter.files.scratch import make_scratch
 from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
 from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
+from exporter.job.command import write_command
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.loading.load import LanguageModel
@@ -95,12 +98,12 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, gated=not rehearsed)
     with clock.stage("evaluate"):
-        figures = _evaluate(model.dense, rewritten, data)
+        figures, prompts, attention = _evaluate(model, rewritten, data)
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
     failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
     doubts = () if is_file_task(plan.job.task) else failing
     with clock.stage("measure"):
-        dense_bytes, latency = _measure(None if rehearsed else model.dense, path, data.test, options)
+        dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
     return Manifest(
         schema=1,
         task=plan.task_info,
@@ -114,11 +117,15 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         export=ExportInfo.of(options, served),
         onnx=description,
         latency=latency,
+        memory=memory,
         dense_onnx_bytes=dense_bytes,
         files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
         seconds=clock.seconds,
         versions=collect_versions(),
         notes=[*plan.notes, *doubts],
+        command=write_command(plan.job),
+        prompts=prompts,
+        attention=attention,
     )
 
 
@@ -166,12 +173,20 @@ def require_latency(plan: Plan, path: Path) -> None:
         )
 
 
-def _evaluate(dense: CircuitModel, rewritten: CircuitModel, data: TaskData) -> dict[str, Evaluation]:
-    """Evaluations of the test set and of each out-of-distribution set (unseen words or templates), by name."""
+def _evaluate(
+    model: LanguageModel, rewritten: CircuitModel, data: TaskData
+) -> tuple[dict[str, Evaluation], list[ShownPrompt], ShownAttention | None]:
+    """Evaluations of the test set and each out-of-distribution set (unseen words or templates) by name; some prompts.
+
+    The attention is of the test set's first prompt that is short enough.
+    """
     sets = {"test": data.test, **data.ood}
-    return {
-        name: evaluate_circuit(dense.answer_logits, rewritten.answer_logits, prompts) for name, prompts in sets.items()
-    }
+    models = (model.dense.answer_logits, rewritten.answer_logits)
+    values = {name: measure_prompts(*models, prompts) for name, prompts in sets.items()}
+    figures = {name: summarise_values(values[name], prompts) for name, prompts in sets.items()}
+    decode = require_tokenizer(model).decode
+    shown = show_prompts(*models, sets, {name: of_set["kl"] for name, of_set in values.items()}, decode)
+    return figures, shown, show_attention(rewritten, data.test, decode)
 
 
 def _check(
@@ -230,24 +245,28 @@ def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
 
 
 def _measure(
-    dense: CircuitModel | None, path: Path, prompts: Dataset, options: GraphOptions
-) -> tuple[int, list[Latency]]:
-    """The size in bytes of the exported dense model (fp32), and its latency against the circuit's by batch size.
+    plan: Plan, path: Path, options: GraphOptions, *, rehearsed: bool
+) -> tuple[int, list[Latency], list[Memory]]:
+    """The size in bytes of the exported dense model (fp32), its latency and its memory against the circuit's by batch.
 
-    Without a dense model (a rehearsal) the circuit is called once, and compared with itself.
+    Memory is measured for a report. In a rehearsal the circuit is called once, and compared with itself.
     """
-    if dense is None:
-        return 0, [time_call(path, prompts.input_ids, prompts.mask)]
+    dense, prompts = plan.model.dense, plan.data.test
+    if rehearsed:
+        return 0, [time_call(path, prompts.input_ids, prompts.mask)], []
     with make_scratch() as folder:
         reference = folder / "dense.onnx"
         large = not fits_one_file(count_bytes(dense))
         export_onnx(dense, reference, GraphOptions(form=options.form, external_data=large))
-        n_bytes, found = sum(file.stat().st_size for file in folder.iterdir()), []
+        n_bytes = sum(file.stat().st_size for file in folder.iterdir())
+        latency: list[Latency] = []
+        memory: list[Memory] = []
         for batch in LATENCY_BATCHES:
             rows = torch.arange(batch) % len(prompts)
-            mask = None if prompts.mask is None else prompts.mask[rows]
-            found.append(compare_latency(reference, path, prompts.input_ids[rows], mask, blocks=LATENCY_BLOCKS))
-    return n_bytes, found
+            some = prompts.input_ids[rows], None if prompts.mask is None else prompts.mask[rows]
+            latency.append(compare_latency(reference, path, *some, blocks=LATENCY_BLOCKS))
+            memory += [compare_memory(reference, path, *some)] if plan.job.report else []
+    return n_bytes, latency, memory
 
 
 def reverify(path: Path, *, model: str | None = None, task: Path | None = None) -> Exactness:

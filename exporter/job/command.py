@@ -1,4 +1,4 @@
-"""The command line that does a job again, for whoever wants its file."""
+"""The command line that does a job again, for its manifest and its report."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 from exporter.job.options import Job
 from exporter.tasks import SplitSizes
 
-# Fields of a job by their options, in the order of --help; what says only how the job runs is left out.
+# The options of a job's fields; what says only how the job runs is left out.
 _OPTIONS = {
     "revision": "--revision",
     "preset": "--preset",
     "alpha": "--alpha",
+    "metric": "--metric",
     "circuit": "--circuit",
     "heal": "--heal",
     "teacher": "--teacher",
@@ -25,6 +26,7 @@ _OPTIONS = {
     "scales": "--int8-scales",
     "target": "--target",
     "external_data": "--external-data",
+    "report": "--report",
     "device": "--device",
     "dtype": "--dtype",
 }
@@ -48,7 +50,7 @@ def write_command(job: Job) -> str:
     words += _write_changes(job, _OPTIONS)
     words += [] if job.mlps else ["--no-mlps"]
     words += [] if job.budget is None else _write_changes(job.budget, _BUDGET)
-    words += [] if job.ablation is None else _write_given(job.ablation, _ABLATION)
+    words += [] if job.ablation is None else _write_changes(job.ablation, _ABLATION)
     sizes = job.sizes or SplitSizes()
     words += _write_changes(sizes, _SIZES)
     for name, value in job.parameters.items():
@@ -57,15 +59,10 @@ def write_command(job: Job) -> str:
 
 
 def _write_changes(of: Any, options: dict[str, str]) -> list[str]:
-    """Options of the fields that do not have their default."""
-    defaults = {field.name: field.default for field in fields(of)}
-    changed = {name: option for name, option in options.items() if getattr(of, name) != defaults[name]}
-    return _write_given(of, changed)
-
-
-def _write_given(of: Any, options: dict[str, str]) -> list[str]:
+    """Options of the fields that do not have their default; a flag takes no value."""
     words = []
-    for name, option in options.items():
-        value = getattr(of, name)
-        words += [option] if value is True else [option, str(value)]
+    for field in fields(of):
+        value = getattr(of, field.name)
+        if field.name in options and value != field.default:
+            words += [options[field.name]] if value is True else [options[field.name], str(value)]
     return words

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from exporter.checks import require_choice, require_type, take_integer
 from exporter.circuit import Ablation
 from exporter.errors import UsageError
+from exporter.files.names import REPORT_SUFFIX, SUFFIXES
 from exporter.graph.options import Logits, Precision, Scales, Target
 from exporter.metrics import METRICS, SEARCHED
 from exporter.search.healing import Heal, Teacher
@@ -22,7 +23,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "alpha": (int, float, type(None)),
     "sizes": (SplitSizes, type(None)),
     "parameters": (dict,),
-    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data"), (bool,)),
+    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data", "report"), (bool,)),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("cpu", "cuda"),
@@ -55,7 +56,8 @@ class Job:
     from the others', and a mean over both loses precision in float32. A `circuit` file has its own. `memory_limit` is
     in bytes. `device` and `dtype` are the search's; the stages after it compute in float32. `resume` continues from the
     journal beside the first output. `force` replaces an existing output, and accepts a task file at which the model is
-    no better than chance. `bundle` is a folder to write instead of `out`, or beside it. `with_past` exports a graph
+    no better than chance. `bundle` is a folder to write instead of `out`, or beside it. `report` writes a page for
+    reading beside each manifest. `with_past` exports a graph
     with a key-value cache. `logits`, `target`, `precision`, `scales` and `external_data` are those of `GraphOptions`,
     with the task's answers as `answer_ids`; `vocab` "task" keeps only the embeddings of the task's tokens, and
     precomputes the shared opening of its prompts.
@@ -93,6 +95,7 @@ class Job:
     precision: Precision = "fp32"
     scales: Scales = "tensor"
     external_data: bool = False
+    report: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -177,7 +180,7 @@ class Job:
         if self.out is None or self.bundle is None:
             return
         bundle = self.bundle.absolute()
-        ours = [self.out.with_suffix(suffix) for suffix in (".onnx", ".json", ".onnx.journal")]
+        ours = [self.out.with_suffix(suffix) for suffix in (*SUFFIXES, REPORT_SUFFIX, ".onnx.journal")]
         if bundle in (path.absolute() for path in ours):
             raise UsageError(f"--bundle {self.bundle} is the name of a file of --out; give another one")
         if bundle in self.out.absolute().parents:
@@ -186,7 +189,8 @@ class Job:
     @property
     def written(self) -> list[Path]:
         """The output paths, without external weight files. The journal lies beside the first."""
-        files = [] if self.out is None else [self.out, self.out.with_suffix(".json")]
+        suffixes = (*SUFFIXES, REPORT_SUFFIX) if self.report else SUFFIXES
+        files = [] if self.out is None else [self.out.with_suffix(suffix) for suffix in suffixes]
         return files + ([] if self.bundle is None else [self.bundle])
 
 

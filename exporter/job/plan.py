@@ -212,6 +212,10 @@ class Plan:
             family=model.family,
             n_layers=family.n_layers(model.hf),
             n_heads=family.n_heads(model.hf),
+            d_mlp=max(
+                (len(site.units) for s in model.dense.sublayers() for site in s.sites if site.kind == "neurons"),
+                default=0,
+            ),
         )
 
 

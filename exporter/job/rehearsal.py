@@ -29,7 +29,7 @@ from exporter.job.build import Found
 from exporter.job.options import Job
 from exporter.job.plan import Plan
 from exporter.network.model import CircuitModel
-from exporter.outputs.bundle import is_bundle, open_outputs
+from exporter.outputs.bundle import is_bundle, make_output_set, open_outputs
 from exporter.outputs.folders import OutputFolder
 from exporter.outputs.manifest import Manifest
 from exporter.search.checkpoints import read_prior
@@ -49,7 +49,7 @@ def check_outputs(job: Job) -> None:
     """Raise InputError for outputs that cannot be written as the job asks; writes nothing."""
     sets: list[OutputSet] = []
     if job.out is not None:
-        sets.append(OutputSet(job.out, force=job.force))
+        sets.append(make_output_set(job.out, force=job.force, report=job.report))
     if job.bundle is not None:
         sets.append(OutputFolder(job.bundle, is_replaceable=is_bundle, force=job.force))
     for output in sets:
@@ -95,7 +95,7 @@ def rehearse(plan: Plan, build: Build) -> None:
         for path in (out, bundle):
             if path is not None:
                 path.parent.mkdir()
-        with open_outputs(out, bundle, force=False) as outputs:
+        with open_outputs(out, bundle, force=False, report=job.report) as outputs:
             manifest = build(few, _take_circuit(plan), outputs.model_path, options)
             outputs.write(manifest, plan.model, example=plan.example, readings=plan.data.readings)
             for target, path in ((job.out, out), (job.bundle, bundle)):

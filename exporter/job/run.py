@@ -54,7 +54,7 @@ def run_job(
             if plan.circuit is None:
                 search_plan(plan, prior, ranks)
             return None
-        with open_outputs(job.out, job.bundle, force=job.force) as outputs:
+        with open_outputs(job.out, job.bundle, force=job.force, report=job.report) as outputs:
             with clock.stage("load"):
                 plan = prepare(job)
             if on_plan is not None:

@@ -101,8 +101,7 @@ class Attention(nn.Module):
         """
         x = self.norm(x)
         n_queries = x.shape[1] if n_last is None else n_last
-        q = self._split(affine(x[:, -n_queries:], self.W_Q, self.b_Q), len(self.heads))
-        q = _rotate(_rms_norm(q, self.q_norm, self.norm.eps), at.take_last(n_last))
+        q = self._queries(x[:, -n_queries:], at.take_last(n_last))
         k, v = self.keys_values(x, at)
         if opening is not None:
             assert at.opening is not None
@@ -116,6 +115,21 @@ class Attention(nn.Module):
         mask = None if is_causal else at.visible(n_queries)
         z = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, scale=self.scale)
         return z.transpose(1, 2)  # (batch, pos, head, d_head)
+
+    def pattern(self, x: Tensor, at: Positions) -> Tensor:
+        """How much each query reads of each position: x (batch, pos, d_model) to (batch, head, query, key)."""
+        x = self.norm(x)
+        k = self.keys_values(x, at)[0]
+        if self.group > 1:
+            k = k[:, self.kv_places]  # (batch, head, pos, d_head)
+        scores = self.scale * self._queries(x, at) @ k.transpose(-1, -2)  # (batch, head, query, key)
+        seen = at.visible(x.shape[1])
+        return (scores if seen is None else scores.masked_fill(~seen, -torch.inf)).softmax(-1)
+
+    def _queries(self, x: Tensor, at: Positions) -> Tensor:
+        """Queries of a normalised residual, (batch, pos, d_model): (batch, head, pos, d_head)."""
+        q = self._split(affine(x, self.W_Q, self.b_Q), len(self.heads))
+        return _rotate(_rms_norm(q, self.q_norm, self.norm.eps), at)
 
     def keys_values(self, x: Tensor, at: Positions) -> tuple[Tensor, Tensor]:
         """Keys and values of a normalised residual, (batch, pos, d_model): (batch, kv_head, pos, d_head) each."""

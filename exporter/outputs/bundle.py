@@ -17,7 +17,7 @@ from pathlib import Path
 
 from exporter.errors import InputError
 from exporter.files import OutputSet, surgery_name
-from exporter.files.names import CARD, MANIFEST, MODEL, RUNNER, TOKENIZER
+from exporter.files.names import CARD, MANIFEST, MODEL, REPORT, REPORT_SUFFIX, RUNNER, SUFFIXES, TOKENIZER
 from exporter.files.onnx_file import read_onnx
 from exporter.graph.metadata import SURGERY_KEY, Origin
 from exporter.loading.load import LanguageModel
@@ -26,6 +26,7 @@ from exporter.loading.sources.tokenizer import save_tokenizer
 from exporter.outputs.card import render_card
 from exporter.outputs.folders import OutputFolder
 from exporter.outputs.manifest import Manifest, hash_file
+from exporter.outputs.report import is_report, render_report
 from exporter.outputs.shape import BundleShape
 from exporter.outputs.targets import TARGETS
 
@@ -40,16 +41,17 @@ def is_bundle(folder: Path) -> bool:
     except InputError:
         return False
     inside = list(folder.iterdir())
-    ours_alone = {path.name for path in inside} <= {*files, MANIFEST}
+    ours_alone = {path.name for path in inside} <= {*files, MANIFEST, REPORT}
     return {MODEL, RUNNER} <= set(files) and ours_alone and not any(path.is_dir() for path in inside)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a job writes: a file with its manifest, a bundle, or both."""
+    """Where a job writes: a file with its manifest, a bundle, or both; with `report` a page beside each manifest."""
 
     files: OutputSet | None
     folder: OutputFolder | None
+    report: bool = False
 
     @property
     def model_path(self) -> Path:
@@ -63,6 +65,8 @@ class Outputs:
         """Everything beside the ONNX file; returns the manifest, the bundle's where that is all there is."""
         if self.files is not None:
             self.files.path(".json").write_text(manifest.to_json(), encoding="utf-8")
+            if self.report:
+                self.files.path(REPORT_SUFFIX).write_text(render_report(manifest), encoding="utf-8")
         if self.folder is None:
             return manifest
         if self.files is not None:
@@ -71,14 +75,18 @@ class Outputs:
                 beside = self.model_path.with_name(surgery_name(self.model_path.name, sha256))
                 shutil.copyfile(beside, self.folder.folder / surgery_name(MODEL, sha256))
         complete = write_bundle(self.folder.folder, manifest, model, example=example, readings=readings)
+        if self.report:
+            (self.folder.folder / REPORT).write_text(render_report(complete), encoding="utf-8")
         return complete if self.files is None else manifest
 
     def commit(self) -> None:
-        """Put everything in place; the weights beside an older graph go with it."""
+        """Put everything in place; the weights and the report beside an older graph go with it."""
         if self.folder is not None:
             self.folder.commit()
         if self.files is not None:
-            self.files.commit(leaving=_find_weights(self.files.target(".onnx")))
+            older = self.files.target(REPORT_SUFFIX)
+            leaving = [older.name] if is_report(older) else []
+            self.files.commit(leaving=[*leaving, *_find_weights(self.files.target(".onnx"))])
 
 
 def _find_weights(graph: Path) -> list[str]:
@@ -92,14 +100,21 @@ def _find_weights(graph: Path) -> list[str]:
 
 
 @contextmanager
-def open_outputs(out: Path | None, bundle: Path | None, *, force: bool) -> Iterator[Outputs]:
+def open_outputs(out: Path | None, bundle: Path | None, *, force: bool, report: bool = False) -> Iterator[Outputs]:
     """Reserve both; what was there before stays until `commit`. Raises InputError when one cannot be written."""
     with ExitStack() as stack:
-        files = None if out is None else stack.enter_context(OutputSet(out, force=force))
+        files = None if out is None else stack.enter_context(make_output_set(out, force=force, report=report))
         folder = None
         if bundle is not None:
             folder = stack.enter_context(OutputFolder(bundle, is_replaceable=is_bundle, force=force))
-        yield Outputs(files, folder)
+        yield Outputs(files, folder, report)
+
+
+def make_output_set(out: Path, *, force: bool, report: bool) -> OutputSet:
+    """The files of `--out`; a report of an earlier job is theirs too, and leaves when they are replaced."""
+    graph, manifest = SUFFIXES
+    suffixes = (graph, REPORT_SUFFIX, manifest) if report else SUFFIXES
+    return OutputSet(out, suffixes=suffixes, optional=(REPORT_SUFFIX,), force=force)
 
 
 def write_bundle(

@@ -17,7 +17,9 @@ from pydantic import Field, ValidationError
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import InputError
 from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.footprint import Memory
 from exporter.evidence.latency import Latency
+from exporter.evidence.showing import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text
 from exporter.graph.export import OnnxDescription
 from exporter.graph.metadata import SCHEMA, ModelInfo, Plain, TaskInfo
@@ -87,6 +89,8 @@ class Manifest(Plain):
 
     `latency` compares with the dense model exported the same way, a file of `dense_onnx_bytes`.
     `alpha_sweep` is where a task's own alpha comes from; None where alpha was given, or swept for something else.
+    `memory` is measured for a report only. `command` is what does the job again. `prompts` and `attention` are for
+    reading (`exporter.outputs.report`). Older manifests have none of the four.
     """
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
@@ -106,6 +110,10 @@ class Manifest(Plain):
     seconds: dict[str, float]
     versions: dict[str, str]
     notes: list[str]
+    memory: list[Memory] = Field(default_factory=list)
+    command: str | None = None
+    prompts: list[ShownPrompt] = Field(default_factory=list)
+    attention: ShownAttention | None = None
 
     def get_circuit(self) -> Circuit:
         """The circuit as its own type."""
