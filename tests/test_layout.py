@@ -26,6 +26,7 @@ ORDER = [
     "search",
     "outputs", "bench",
     "job",
+    "studies",  # many jobs
     "__init__",  # the public API
     "cli", "__main__",
     "pytest_plugin",

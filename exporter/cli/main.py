@@ -13,6 +13,7 @@ import typer
 
 from exporter.cli import options as opts
 from exporter.cli.bench import bench
+from exporter.cli.compare import compare
 from exporter.cli.data import check_data, make_data
 from exporter.cli.decode import run
 from exporter.cli.export import export
@@ -30,6 +31,7 @@ app.command("check-data")(check_data)
 app.command("make-data")(make_data)
 app.command("run")(run)
 app.command("bench")(bench)
+app.command("compare")(compare)
 
 
 @app.command()

@@ -258,3 +258,17 @@ Gate = Annotated[
     take_value("What can fail: times, what is counted (nodes, FLOPs, bytes) without timing, or all."),
 ]
 Seconds = Annotated[float, take_value("Measure one batch for no longer than this.", metavar="SECONDS")]
+
+# compare
+Only = Annotated[str | None, take_value("Contestants to run, with commas. Default: all.", metavar="NAMES")]
+ComparedSizes = Annotated[
+    str, take_value("Shares of the dense model's parameters to cut to, with commas.", metavar="SHARES")
+]
+ComparisonOut = Annotated[
+    Path | None,
+    take_path("The .json file to write, with .csv, .svg and .png beside it; contestants in it are not run again."),
+]
+ComparedThreads = Annotated[
+    int | None, take_value("Threads of ONNX Runtime. Default: one for each core.", least=1, metavar="N")
+]
+ForceComparison = Annotated[bool, take_flag("--force", "Start over, whatever --out holds.")]

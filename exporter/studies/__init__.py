@@ -1,0 +1,1 @@
+"""Studies: many jobs, and what they show together."""
