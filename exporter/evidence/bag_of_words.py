@@ -36,7 +36,7 @@ _WORD = r"(?u)\b\w+\b"  # single letters, too
 
 @dataclass(frozen=True, eq=False)
 class TextModel:
-    """A fitted pipeline: texts in, answers out. settings: the hyper-parameters, and `share`, their accuracy in tuning."""
+    """A fitted pipeline, texts in, answers out. settings: hyper-parameters, and `share`, their accuracy in tuning."""
 
     pipeline: Any
     settings: dict[str, Any]
@@ -189,9 +189,9 @@ def cross_validate(sets: Sequence[Dataset], tokenizer: Tokenizer) -> Accuracy | 
         warnings.simplefilter("ignore")
         for train, held in PredefinedSplit(make_folds(labels)).split():
             fitted = TextModel(pipeline.fit([texts[i] for i in train], [labels[i] for i in train]), {})
-            for row, answer in zip(held, fitted.answer([texts[i] for i in held], [choices[i] for i in held]), strict=True):
+            found = fitted.answer([texts[i] for i in held], [choices[i] for i in held])
+            for row, answer in zip(held, found, strict=True):
                 answers[row] = answer
-    found, left = [], iter(answers)
-    for prompts in sets:
-        found.append(mark_right(prompts, list(islice(left, len(prompts)))))
-    return Accuracy.of_values(torch.cat(found))
+    left = iter(answers)
+    right = [mark_right(prompts, list(islice(left, len(prompts)))) for prompts in sets]
+    return Accuracy.of_values(torch.cat(right))

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.bench.baseline import describe_machine
-from exporter.checks import require_choice
 from exporter.errors import InputError, MissingRuntimeError, UsageError
 from exporter.evidence.latency import Call, Effort, compare_calls, count_cores
 from exporter.files.scratch import make_scratch
@@ -50,8 +49,8 @@ class CompareOptions:
     force: bool = False
 
     def __post_init__(self) -> None:
-        for name in self.only:
-            require_choice("--only", name, CONTESTANTS)
+        if unknown := [name for name in self.only if name not in CONTESTANTS]:
+            raise UsageError(f"--only has {unknown[0]!r:.60}; choose from {', '.join(CONTESTANTS)}")
         if not self.sizes or any(not 0 < size < 1 for size in self.sizes):
             raise UsageError("--sizes are shares of the dense model's parameters, such as 20%,10%,5%")
         if self.out is not None and (self.out.suffix != ".json" or not self.out.parent.is_dir()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -150,7 +149,7 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file under another name, then rename it."""
     draft = path.with_name(f".{path.name}.partial")
     draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def compare_pairs(first: str, second: str) -> float:
@@ -179,8 +178,8 @@ def judge(points: list[Point]) -> list[str]:
         how = "wins" if faster and smaller else "is faster, but larger," if faster else "is smaller, but slower,"
         sentence = (
             f"{point.name} {how} and no less accurate than ours: {point.test.accuracy:.1%} against "
-            f"{ours.test.accuracy:.1%} (McNemar's p = {p:.2g}), {point.latency_ms:.3g} against {ours.latency_ms:.3g} ms "
-            f"({point.speedup:.3g} and {ours.speedup:.3g} times as fast as the dense model), {point.held:,} against "
+            f"{ours.test.accuracy:.1%} (McNemar's p = {p:.2g}), {point.latency_ms:.3g} against {ours.latency_ms:.3g} "
+            f"ms ({point.speedup:.3g} and {ours.speedup:.3g} times as fast as the dense model), {point.held:,} against "
             f"{ours.held:,} numbers held."
         )
         rank = faster + smaller

@@ -49,11 +49,11 @@ def cut_by(name: str, score: Score, study: Study) -> Iterator[Candidate]:
     for size in study.sizes:
         circuit = choose_circuit(study.start, worth, size, study.costs, lambda _: True)
         state = cut_state(study.start, circuit, means)
-        yield Candidate(f"{name} at {size:.3g}", study.wrap(state.model), "one cut; original weights")
+        yield Candidate(f"{name} at {100 * size:g}%", study.wrap(state.model), "one cut; original weights")
         healed = copy_state(state)
         steps = study.healer.heal(healed.model, steps=MOST_STEPS, seed=study.plan.job.seed)
         spent = f"one cut; healed for {steps} of {MOST_STEPS} steps, {len(study.healer.lessons):,} prompts"
-        yield Candidate(f"{name} at {size:.3g}, healed", study.wrap(healed.model), spent)
+        yield Candidate(f"{name} at {100 * size:g}%, healed", study.wrap(healed.model), spent)
 
 
 def score_magnitude(dense: CircuitModel) -> dict[str, Tensor]:
@@ -81,10 +81,10 @@ def _score_taylor(study: Study) -> dict[str, Tensor]:
 
 
 def score_taylor(model: CircuitModel, lessons: Lessons, means: Replacements) -> dict[str, Tensor]:
-    """How much the loss of the right answers changes without each unit, to first order (Michel et al., arXiv 1905.10650).
+    """How much the loss of the right answers changes without each unit, to first order.
 
-    The size of the gradient of a gate between the unit's activation and its mean, summed over prompts. Every prompt
-    needs a right answer.
+    As in Michel et al. (arXiv 1905.10650): the size of the gradient of a gate between the unit's activation and its
+    mean, summed over prompts. Every prompt needs a right answer.
     """
     total = {name: torch.zeros(n, dtype=torch.float64) for name, n in finest_sites(model)}
     for part in lessons.split(_CHUNK):

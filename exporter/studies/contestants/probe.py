@@ -1,7 +1,8 @@
 """Linear probes: the first k layers of the dense model, and logistic regression on the residual at the answer position.
 
 The probe's rows take the place of the unembedding, behind the dense model's final norm; so the truncated model with its
-probe is exported like any other network. An intercept becomes a bias of the norm.
+probe is exported like any other network. An intercept becomes a bias of the norm; an RMSNorm has none, and so has its
+probe.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ def probe_layers(study: Study) -> Iterator[Candidate]:
     states = [read_residuals(study.dense, part) for part in study.labelled]
     residuals = torch.cat(states, dim=1)  # (layer, prompt, d_model)
     for depth in range(1, len(layers) + 1):
-        share, strength = tune(residuals[depth - 1, :MOST_TUNED].numpy(), labels[:MOST_TUNED])
+        has_bias = not study.dense.final_norm.rms
+        share, strength = tune(residuals[depth - 1, :MOST_TUNED].numpy(), labels[:MOST_TUNED], has_bias)
         if share <= best:
             continue
         best = share
-        classes, W, b = fit_rows(residuals[depth - 1].numpy(), labels, strength)
+        classes, W, b = fit_rows(residuals[depth - 1].numpy(), labels, strength, has_bias)
         tokens = [int(name) for name in classes]
         model = attach_probe(study.dense, depth, tokens, W, b)
         options = replace(study.plan.options, logits="answers", answer_ids=tuple(tokens))
@@ -71,14 +73,16 @@ def read_residuals(dense: CircuitModel, prompts: Dataset) -> Tensor:
     return torch.cat(found, dim=1)
 
 
-def tune(features: Any, labels: Sequence[str]) -> tuple[float, float]:
+def tune(features: Any, labels: Sequence[str], has_bias: bool) -> tuple[float, float]:
     """The best cross-validated accuracy over the strengths, and the strength that has it."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, PredefinedSplit
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    pipeline = make_pipeline(
+        StandardScaler(with_mean=has_bias), LogisticRegression(max_iter=300, fit_intercept=has_bias)
+    )
     folds = PredefinedSplit(make_folds(labels))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of solvers that stop early
@@ -87,34 +91,42 @@ def tune(features: Any, labels: Sequence[str]) -> tuple[float, float]:
     return float(found.best_score_), float(found.best_params_["logisticregression__C"])
 
 
-def fit_rows(features: Any, labels: Sequence[str], strength: float) -> tuple[list[str], Tensor, Tensor]:
-    """Classes, (class, d_model) rows and (class,) intercepts of logistic regression on features as they are."""
+def fit_rows(
+    features: Any, labels: Sequence[str], strength: float, has_bias: bool
+) -> tuple[list[str], Tensor, Tensor | None]:
+    """Classes, (class, d_model) rows and (class,) intercepts, if any, of logistic regression on features as they are."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    scaler = StandardScaler().fit(features)
+    scaler = StandardScaler(with_mean=has_bias).fit(features)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitted = LogisticRegression(max_iter=1000, C=strength).fit(scaler.transform(features), labels)
+        model = LogisticRegression(max_iter=1000, C=strength, fit_intercept=has_bias)
+        fitted = model.fit(scaler.transform(features), labels)
     rows, intercepts = torch.tensor(fitted.coef_).double(), torch.tensor(fitted.intercept_).double()
     if len(rows) == 1:  # of two classes there is a row for the second alone
         rows, intercepts = torch.cat([-rows, rows]) / 2, torch.cat([-intercepts, intercepts]) / 2
     W = rows / torch.tensor(scaler.scale_)
-    return [str(name) for name in fitted.classes_], W, intercepts - W @ torch.tensor(scaler.mean_)
+    b = intercepts - W @ torch.tensor(scaler.mean_) if has_bias else None
+    return [str(name) for name in fitted.classes_], W, b
 
 
-def attach_probe(dense: CircuitModel, depth: int, tokens: Sequence[int], W: Tensor, b: Tensor) -> CircuitModel:
+def attach_probe(
+    dense: CircuitModel, depth: int, tokens: Sequence[int], W: Tensor, b: Tensor | None = None
+) -> CircuitModel:
     """The first layers of a model, with rows for some tokens in the place of the unembedding: logits are those of W, b.
 
     Logits of a softmax may be shifted together, so rows and intercepts are centred: then the rows reach every vector of
     intercepts that they have to, and a bias of the final norm can carry it.
     """
-    W, b = W - W.mean(dim=0), b - b.mean()
-    norm, like = dense.final_norm, dense.W_U
-    bias = torch.linalg.lstsq(W, b[:, None], driver="gelsd").solution[:, 0]
-    bias = bias if norm.bias is None else bias + norm.bias.double()
+    W, norm, like = W - W.mean(dim=0), dense.final_norm, dense.W_U
+    bias = norm.bias
+    if b is not None:
+        assert not norm.rms, "has no bias"
+        shift = torch.linalg.lstsq(W, (b - b.mean())[:, None], driver="gelsd").solution[:, 0]
+        bias = (shift if norm.bias is None else shift + norm.bias.double()).to(like)
     W_U = torch.zeros_like(like)
     W_U[list(tokens)] = W.to(like)
     steps = [step for layer in group_by_layer(dense.steps)[:depth] for step in layer]
-    final_norm = Norm(norm.weight, bias.to(like), eps=norm.eps, rms=norm.rms)
+    final_norm = Norm(norm.weight, bias, eps=norm.eps, rms=norm.rms)
     return dense.replace(steps=steps, W_U=W_U, final_norm=final_norm)

@@ -38,7 +38,7 @@ def _search_sizes(study: Study, name: str, heal: Heal) -> Iterator[Candidate]:
     except InputError as error:  # no circuit is as accurate; what the sizes have is worth knowing all the same
         missed = error
     for size in study.sizes:
-        yield _search(study, f"{name} at {size:.3g}", Budget(max_params=f"{100 * size:g}%"), heal)
+        yield _search(study, f"{name} at {100 * size:g}%", Budget(max_params=f"{100 * size:g}%"), heal)
     if missed is not None:
         raise missed
 

@@ -1,4 +1,4 @@
-"""What answers prompts in a comparison: a network as a file, or a classifier of texts; each is judged and timed alike."""
+"""What answers prompts in a comparison: a network as a file, or a classifier of texts."""
 
 from __future__ import annotations
 
