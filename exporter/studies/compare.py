@@ -25,7 +25,7 @@ from exporter.studies.contestants import CONTESTANTS, REFERENCE, Candidate, Cont
 from exporter.tasks import SplitSizes
 
 SIZES = (0.2, 0.1, 0.05, 0.03)
-SUFFIXES = (".json", ".csv", ".svg", ".png")
+EFFORT = Effort()  # of timing one system
 FORM = "token ids in, logits of the task's answers out, embeddings of its tokens, float32, ONNX Runtime on the CPU"
 
 
@@ -140,7 +140,7 @@ class _Timer:
             self._reference = self.study.wrap(self.study.dense).build(folder, prompts, self.threads).call
         with make_scratch() as folder:
             built = candidate.system.build(folder, prompts, self.threads)
-            found = compare_calls(self._reference, built.call, Effort())
+            found = compare_calls(self._reference, built.call, EFFORT)
         return built.parameters, 1e3 * found.circuit_seconds, found.ratio, found.interval()
 
 

@@ -14,12 +14,14 @@ from tiny import make_model, make_prompts
 
 from exporter.circuit import Ablation
 from exporter.errors import InputError, UsageError
+from exporter.evidence.latency import Effort
 from exporter.graph.options import GraphOptions
 from exporter.metrics.statistics import Accuracy
 from exporter.rewrite.replacements import compute_replacements
 from exporter.search.gates import finest_sites, run_gated
 from exporter.search.healing import Healer, ask_dense, label_loss
 from exporter.search.state import pick_tables, start_state
+from exporter.studies import compare
 from exporter.studies.compare import CompareOptions, parse_sizes, run_comparison
 from exporter.studies.compare_record import Comparison, Point, Result, compare_pairs, judge
 from exporter.studies.contestants import CONTESTANTS, Candidate, Contestant, Study, cuts, keep_all, searched, student
@@ -28,6 +30,12 @@ from exporter.studies.contestants.probe import attach_probe, read_residuals
 from exporter.studies.contestants.student import make_student
 from exporter.studies.contestants.systems import NetworkSystem
 from exporter.tasks import SplitSizes
+
+
+@pytest.fixture(autouse=True)
+def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "EFFORT", Effort(rounds=2, block_seconds=0.0))
+
 
 FEW = SplitSizes(patching=40, selection=12, test=15, ood=10)
 
@@ -85,17 +93,17 @@ def test_a_comparison_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 @pytest.mark.parametrize("n_classes", [2, 4])
 def test_a_probes_file_gives_its_rows(family: str, n_classes: int, tmp_path: Path) -> None:
-    """Logits are W x + b of the residual, but for a shift that all share; also without a bias in the dense norm."""
+    """Logits are W x + b of the residual, but for a shift that all share; an RMSNorm's probe has no b."""
     dense, prompts = make_model(family, n_layers=3).dense, make_prompts(6, 5)
     generator = torch.Generator().manual_seed(0)
-    W, b = torch.randn(n_classes, 8, generator=generator).double(), torch.randn(n_classes, generator=generator).double()
+    W, b = (torch.randn(n_classes, n, generator=generator).double() for n in (8, 1))
+    given = None if dense.final_norm.rms else b[:, 0]
     tokens = [5, 2, 9, 30][:n_classes]
-    model = attach_probe(dense, 2, tokens, W, b)
-    wanted = read_residuals(dense, prompts)[1].double() @ W.T + b
+    model = attach_probe(dense, 2, tokens, W, given)
+    wanted = read_residuals(dense, prompts)[1].double() @ W.T + (0 if given is None else given)
     found = model.answer_logits(prompts.input_ids)[:, 0, tokens].double()
-    torch.testing.assert_close(
-        found - found.mean(1, keepdim=True), wanted - wanted.mean(1, keepdim=True), atol=1e-4, rtol=1e-4
-    )
+    found, wanted = (logits - logits.mean(1, keepdim=True) for logits in (found, wanted))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     system = NetworkSystem(model, GraphOptions(logits="answers", answer_ids=tuple(tokens)), tokens)
     built = system.build(tmp_path, prompts, threads=1)  # raises where the file gives other logits
     assert built.call() is not None and built.parameters > 0
@@ -156,7 +164,7 @@ def make_options(model: Path, out: Path | None = None, **changes: Any) -> Compar
 
 
 def call_it_ours(study: Study) -> Iterator[Candidate]:
-    """The random model itself: any bag of words is better and smaller."""
+    """The random model itself. A year that is always late enough, 99, is better, and a single number."""
     yield Candidate("ours", study.wrap(study.dense), "none")
 
 
@@ -174,18 +182,19 @@ def test_where_a_bag_of_words_wins_the_sentence_says_so_and_what_is_done_is_kept
     contestants: dict[str, Contestant] = {
         "dense": keep_all, "ours": call_it_ours, "tfidf-logistic": CONTESTANTS["tfidf-logistic"], "other": fails,
     }  # fmt: skip
-    first = run_comparison(make_options(model, out), contestants=contestants)
+    first = run_comparison(make_options(model, out, task="greater-than"), contestants=contestants)
     data = json.loads(out.read_text())
-    assert any(said.startswith("tfidf-logistic ") and "no less accurate" in said for said in data["sentences"])
+    (said,) = [said for said in data["sentences"] if said.startswith("tfidf-logistic ")]
+    assert "no less accurate than ours: 100.0% against" in said
     assert data["contestants"]["other"]["note"] == "no more" and len(data["contestants"]["other"]["points"]) == 1
     assert out.with_suffix(".csv").read_text() == first.to_csv()
     assert b"<svg" in out.with_suffix(".svg").read_bytes() and out.with_suffix(".png").stat().st_size > 1000
 
-    again = run_comparison(make_options(model, out), contestants=contestants)
+    again = run_comparison(make_options(model, out, task="greater-than"), contestants=contestants)
     assert again.results == first.results and calls == ["fails"]
     with pytest.raises(InputError, match="another sizes"):
-        run_comparison(make_options(model, out, sizes=(0.4,)), contestants=contestants)
-    run_comparison(make_options(model, out, force=True, only=("ours",)), contestants=contestants)
+        run_comparison(make_options(model, out, task="greater-than", sizes=(0.4,)), contestants=contestants)
+    run_comparison(make_options(model, out, task="greater-than", force=True, only=("ours",)), contestants=contestants)
     assert list(json.loads(out.read_text())["contestants"]) == ["dense", "ours"]
 
 

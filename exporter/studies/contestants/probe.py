@@ -94,7 +94,7 @@ def tune(features: Any, labels: Sequence[str], has_bias: bool) -> tuple[float, f
 def fit_rows(
     features: Any, labels: Sequence[str], strength: float, has_bias: bool
 ) -> tuple[list[str], Tensor, Tensor | None]:
-    """Classes, (class, d_model) rows and (class,) intercepts, if any, of logistic regression on features as they are."""
+    """Classes, (class, d_model) rows and (class,) intercepts, if any, of logistic regression on raw features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
