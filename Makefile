@@ -7,13 +7,15 @@ MODEL ?= bundled
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 SMALL_ARGS ?= acronym greater-than ioi
+COMPARE_MODEL ?= bundled
+COMPARE_ARGS ?= acronym greater-than ioi
 
 SOURCES := pyproject.toml
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum lint format docs bench bench-smoke bench-optimum bench-results alphas results small-results search-results search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum lint format docs bench bench-smoke bench-optimum bench-results alphas results small-results compare-results search-results search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -94,6 +96,9 @@ results: .venv/.installed  ## Run the main job on every task and write the table
 
 small-results: .venv/.installed  ## Run the gradual search and write the table of docs/small-circuits.md (SMALL_ARGS=)
 	.venv/bin/python benchmarks/small_circuits.py $(SMALL_ARGS)
+
+compare-results: .venv/.installed-bench  ## Compare circuits with what one would do instead, into docs/compare (COMPARE_ARGS=, COMPARE_MODEL=)
+	.venv/bin/python benchmarks/compare_results.py --model $(COMPARE_MODEL) $(COMPARE_ARGS)
 
 search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py
