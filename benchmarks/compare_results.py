@@ -33,16 +33,8 @@ def main() -> None:
 def render(found: Comparison, out: Path) -> str:
     """A page: who wins, the table, the plot, how it was measured."""
     unseen = list(dict.fromkeys(name for point in found.points for name in point.unseen))
-    head = [
-        "",
-        "test, %",
-        *(f"{name}, %" for name in unseen),
-        "parameters",
-        "held in all",
-        "ms",
-        "of dense",
-        "made in s",
-    ]
+    sets = [f"{name}, %" for name in ("test", *unseen)]
+    head = ["", *sets, "parameters", "held in all", "ms", "of dense", "made in s"]
     rows = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     rows += ["| " + " | ".join(_row(point, unseen)) + " |" for point in found.points]
     notes = [f"{name}: {result.note}." for name, result in found.results.items() if result.note]
