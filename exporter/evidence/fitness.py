@@ -24,6 +24,7 @@ from exporter.tasks.leaks import sum_up_near
 CHANCE = 0.05
 """The accuracy that counts as chance where the answer is chosen from the whole vocabulary."""
 ENOUGH = 0.01  # below the model's accuracy, of what needs no model
+MOST_CHECKED = 5000  # prompts of a set that a bag of words is tried on
 _SHOWN = 4  # example prompts in a report
 
 
@@ -155,7 +156,7 @@ def describe_shortcut(
     if not bag_of_words.is_installed():
         return ()
     sets = {
-        name: prompts.take_labelled()
+        name: prompts.take_labelled()[:MOST_CHECKED]
         for name, prompts in (("patching", data.patching), ("selection", data.selection))
         if prompts.is_labelled.any()
     }
