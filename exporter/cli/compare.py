@@ -72,7 +72,7 @@ def render_comparison(found: Comparison) -> RenderableType:
     table.add_column("", overflow="fold")
     heads = ("test", *unseen, "parameters", "held in all", "ms", "of dense", "made in s")
     for name in heads:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for point in found.points:
         low, high = point.test.ci95
         others = [f"{100 * point.unseen[name].accuracy:.1f}" if name in point.unseen else "" for name in unseen]
