@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from exporter.studies.compare_record import Comparison
+from exporter.studies.contestants import CONTESTANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,9 +14,9 @@ if TYPE_CHECKING:
 # Paul Tol's bright and muted schemes, which colour-blind readers tell apart
 COLOURS = (
     "#333333", "#004488", "#77AADD", "#EE7733", "#CC3311", "#009988", "#AA3377",
-    "#999933", "#DDAA77", "#BBBBBB", "#225522",
+    "#999933", "#DDAA77", "#BBBBBB", "#225522", "#44BB99",
 )  # fmt: skip
-MARKERS = "*oopsDvX^<>"
+MARKERS = "*oopsDvX^<>d"
 _INCHES = (11.0, 5.0)
 
 
@@ -40,9 +41,11 @@ def draw(comparison: Comparison, out: Path) -> None:
 
 def _scatter(axes: Axes, comparison: Comparison, quantity: str, label: str) -> None:
     """One colour and marker for each contestant; bars are 95 % Wilson intervals."""
-    for place, (name, result) in enumerate(comparison.results.items()):
+    names = list(CONTESTANTS)
+    for name, result in comparison.results.items():
         if not result.points:
             continue
+        place = names.index(name) if name in names else len(names)
         x = [getattr(point, quantity) for point in result.points]
         accuracy = [point.test for point in result.points]
         y = [100 * a.accuracy for a in accuracy]
