@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
+import torch
+from torch import Tensor
 
 from exporter.errors import InputError
 from exporter.files import read_json
-from exporter.metrics.statistics import Accuracy
+from exporter.metrics.statistics import LEVEL, Accuracy, compute_mcnemar
 from exporter.studies.contestants import OURS, REFERENCE
 
-SIGNIFICANT = 0.05  # the level of the paired test
 _SCHEMA = 1
 
 
@@ -47,6 +47,11 @@ class Point:
     def test(self) -> Accuracy:
         """Accuracy on the test set, with its Wilson interval."""
         return Accuracy.of(self.right.count("1"), len(self.right))
+
+    @property
+    def marks(self) -> Tensor:
+        """`right` as numbers: (prompt,) float64."""
+        return torch.tensor([float(mark) for mark in self.right], dtype=torch.float64)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-able data, with the accuracy on the test set."""
@@ -152,17 +157,6 @@ def write_whole(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def compare_pairs(first: str, second: str) -> float:
-    """McNemar's exact test: the p-value of as many more right answers of one than of the other, on the same prompts.
-
-    Of the prompts that only one of the two gets right, each is equally likely to be either's (McNemar, 1947).
-    """
-    only_first = sum(a > b for a, b in zip(first, second, strict=True))
-    only_second = sum(a < b for a, b in zip(first, second, strict=True))
-    n = only_first + only_second
-    return 1.0 if n == 0 else float(binomtest(only_first, n, 0.5).pvalue)
-
-
 def judge(points: list[Point]) -> list[str]:
     """Where a baseline does as well as ours at no more time or size, a sentence for each contestant that does."""
     ours = next((point for point in points if point.name == OURS[0]), None)
@@ -171,9 +165,9 @@ def judge(points: list[Point]) -> list[str]:
     others = [point for point in points if point.contestant not in (*OURS, REFERENCE)]
     said: dict[str, tuple[int, str]] = {}
     for point in others:
-        p = compare_pairs(ours.right, point.right)
+        p = compute_mcnemar(ours.marks, point.marks)
         faster, smaller = point.speedup >= ours.speedup, point.held <= ours.held
-        if (point.test.accuracy < ours.test.accuracy and p < SIGNIFICANT) or not (faster or smaller):
+        if (point.test.accuracy < ours.test.accuracy and p < LEVEL) or not (faster or smaller):
             continue
         how = "wins" if faster and smaller else "is faster, but larger," if faster else "is smaller, but slower,"
         sentence = (

@@ -23,7 +23,7 @@ from exporter.search.healing import Healer, ask_dense, label_loss
 from exporter.search.state import pick_tables, start_state
 from exporter.studies import compare
 from exporter.studies.compare import CompareOptions, parse_sizes, run_comparison
-from exporter.studies.compare_record import Comparison, Point, Result, compare_pairs, judge
+from exporter.studies.compare_record import Comparison, Point, Result, judge
 from exporter.studies.contestants import CONTESTANTS, Candidate, Contestant, Study, cuts, keep_all, searched, student
 from exporter.studies.contestants.cuts import score_magnitude, score_randomly, score_taylor
 from exporter.studies.contestants.probe import attach_probe, read_residuals
@@ -43,12 +43,6 @@ FEW = SplitSizes(patching=40, selection=12, test=15, ood=10)
 def make_point(name: str, right: str, *, held: int = 100, speedup: float = 10.0) -> Point:
     unseen = {"words": Accuracy.of(3, 4)}
     return Point(name.split()[0], name, "none", held // 2, held, right, unseen, 1.5, 2.0, speedup, (9.0, 11.0))
-
-
-def test_mcnemar_by_hand() -> None:
-    """Of six prompts on which they differ five are the first's: 2 (1 + 6) / 2^6."""
-    assert compare_pairs("111110" + "11", "000001" + "11") == pytest.approx(14 / 64)
-    assert compare_pairs("1010", "1010") == 1
 
 
 def test_the_sentences_say_where_a_baseline_wins() -> None:
