@@ -10,13 +10,15 @@ EAP_IG ?=
 MIB ?=
 SWEEP_TASKS ?= acronym greater-than ioi
 SMALL_ARGS ?= acronym greater-than ioi
+COMPARE_MODEL ?= bundled
+COMPARE_ARGS ?= acronym greater-than ioi
 
 SOURCES := pyproject.toml
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results search-results search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results search-results search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -110,18 +112,13 @@ paper-sweep: .venv/.installed-test  ## Run the paper's protocol, write docs/swee
 results: .venv/.installed  ## Run the main job on every task and write the tables of docs/benchmarks.md (MODEL=smollm2)
 	.venv/bin/python benchmarks/main_job.py --model $(MODEL)
 
-small-# `compare` has what the curves are drawn with.
-paper-sweep: .venv/.installed-test  ## Run the paper's protocol, write docs/sweeps.md (SWEEP_TASKS=, MODEL=)
-	.venv/bin/python benchmarks/paper_sweep.py --model $(MODEL) $(SWEEP_TASKS)
-
-results: .venv/.installed  ## Run the gradual search and write the table of docs/small-circuits.md (SMALL_ARGS=)
+small-results: .venv/.installed  ## Run the gradual search and write the table of docs/small-circuits.md (SMALL_ARGS=)
 	.venv/bin/python benchmarks/small_circuits.py $(SMALL_ARGS)
 
-search-# `compare` has what the curves are drawn with.
-paper-sweep: .venv/.installed-test  ## Run the paper's protocol, write docs/sweeps.md (SWEEP_TASKS=, MODEL=)
-	.venv/bin/python benchmarks/paper_sweep.py --model $(MODEL) $(SWEEP_TASKS)
+compare-results: .venv/.installed-bench  ## Compare circuits with what one would do instead, into docs/compare (COMPARE_ARGS=, COMPARE_MODEL=)
+	.venv/bin/python benchmarks/compare_results.py --model $(COMPARE_MODEL) $(COMPARE_ARGS)
 
-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
+search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py
 	.venv/bin/python benchmarks/cost_table.py
 

@@ -13,6 +13,7 @@ import typer
 
 from exporter.cli import options as opts
 from exporter.cli.bench import bench
+from exporter.cli.compare import compare
 from exporter.cli.data import check_data, make_data
 from exporter.cli.decode import run
 from exporter.cli.exchange import convert, roc
@@ -35,6 +36,7 @@ app.command("bench")(bench)
 app.command("convert")(convert)
 app.command("roc")(roc)
 app.command("sweep")(sweep)
+app.command("compare")(compare)
 
 
 @app.command()

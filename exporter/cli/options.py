@@ -300,3 +300,16 @@ Workers = Annotated[
 ResumeSweep = Annotated[bool, take_flag("--resume", "Go on from the journal of a killed sweep, and keep it on Ctrl-C.")]
 ForceSweep = Annotated[bool, take_flag("--force", "Overwrite existing outputs; take a task that the model fails at.")]
 SweepAsJson = Annotated[bool, take_flag("--json", "Print the sweep as JSON, and nothing else, on stdout.")]
+# compare
+Only = Annotated[str | None, take_value("Contestants to run, with commas. Default: all.", metavar="NAMES")]
+ComparedSizes = Annotated[
+    str, take_value("Shares of the dense model's parameters to cut to, with commas.", metavar="SHARES")
+]
+ComparisonOut = Annotated[
+    Path | None,
+    take_path("The .json file to write, with .csv, .svg and .png beside it; contestants in it are not run again."),
+]
+ComparedThreads = Annotated[
+    int | None, take_value("Threads of ONNX Runtime. Default: one for each core.", least=1, metavar="N")
+]
+ForceComparison = Annotated[bool, take_flag("--force", "Start over, whatever --out holds.")]

@@ -6,22 +6,25 @@ A circuit for a task that the dense model fails at explains nothing, so the main
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from exporter.errors import InputError
+from exporter.evidence import bag_of_words
 from exporter.evidence.evaluate import evaluate_dense
 from exporter.loading.load import LanguageModel
 from exporter.metrics.statistics import Accuracy
 from exporter.network.model import CircuitModel
-from exporter.tasks import FILE_SIZES, Example, Limits, SplitSizes, Tokenizer, read_task_file
+from exporter.tasks import FILE_SIZES, Example, Limits, SplitSizes, TaskData, Tokenizer, read_task_file
 from exporter.tasks.dataset import Dataset
 from exporter.tasks.leaks import sum_up_near
 
 CHANCE = 0.05
 """The accuracy that counts as chance where the answer is chosen from the whole vocabulary."""
+ENOUGH = 0.01  # below the model's accuracy, of what needs no model
+MOST_CHECKED = 5000  # prompts of a set that a bag of words is tried on
 _SHOWN = 4  # example prompts in a report
 
 
@@ -143,6 +146,33 @@ def describe_doubt(task: str, model: LanguageModel, dataset: Dataset, dense: Acc
     return () if fitness.verdict == "yes" else (doubt,)
 
 
+def describe_shortcut(
+    name: str, data: TaskData, accuracy: Mapping[str, Accuracy], tokenizer: Tokenizer
+) -> tuple[str, ...]:
+    """A warning if a bag of words does the job as well as the model, less ENOUGH; none without scikit-learn.
+
+    accuracy: of the model, by set. Held against each other on the labelled patching and selection prompts.
+    """
+    if not bag_of_words.is_installed():
+        return ()
+    sets = {
+        name: prompts.take_labelled()[:MOST_CHECKED]
+        for name, prompts in (("patching", data.patching), ("selection", data.selection))
+        if prompts.is_labelled.any()
+    }
+    n = sum(map(len, sets.values()))
+    dense = sum(accuracy[name].accuracy * len(prompts) for name, prompts in sets.items()) / max(1, n)
+    found = bag_of_words.cross_validate(list(sets.values()), tokenizer)
+    if found is None or found.accuracy < dense - ENOUGH:
+        return ()
+    low, high = found.ci95
+    return (
+        f"a bag of words does the job: TF-IDF with logistic regression gets {found.accuracy:.1%} "
+        f"[{low:.1%}, {high:.1%}] of the {n} labelled patching and selection prompts, cross-validated, and {name} "
+        f"{dense:.1%}; `export-circuit compare` holds them against a circuit",
+    )
+
+
 def check_data(path: str | Path, model: LanguageModel, *, seed: int = 0, sizes: SplitSizes = FILE_SIZES) -> DataReport:
     """Read a data file for a model, and measure the model's accuracy on each of its sets.
 
@@ -172,7 +202,7 @@ def check_data(path: str | Path, model: LanguageModel, *, seed: int = 0, sizes: 
         repeated=[(example.record.line, known.record.line) for example, known in found.repeated],
         near=[NearLines((pair.first.record.line, pair.second.record.line), pair.sets, pair.how) for pair in found.near],
         near_summary=sum_up_near(found.near),
-        warnings=[str(warning) for warning in found.warnings],
+        warnings=[*map(str, found.warnings), *describe_shortcut(model.name, data, accuracy, tokenizer)],
     )
 
 
