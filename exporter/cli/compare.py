@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from exporter.cli import options as opts
+from exporter.cli import study_options as study
 from exporter.cli.screen import Sheet, as_text, make_errors, make_screen
 from exporter.errors import UsageError
 
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 def compare(
     task: opts.Task = None,
     model: opts.Model = "auto",
-    only: opts.Only = None,
-    sizes: opts.ComparedSizes = "20%,10%,5%,3%",
-    out: opts.ComparisonOut = None,
-    threads: opts.ComparedThreads = None,
+    only: study.Only = None,
+    sizes: study.ComparedSizes = "20%,10%,5%,3%",
+    out: study.ComparisonOut = None,
+    threads: study.ComparedThreads = None,
     seed: opts.Seed = 0,
     patching_prompts: opts.PatchingPrompts = None,
     selection_prompts: opts.SelectionPrompts = 250,
     test_prompts: opts.TestPrompts = 500,
-    force: opts.ForceComparison = False,
+    force: study.ForceComparison = False,
     as_json: opts.AsJsonOnly = False,
 ) -> None:
     """Compare the circuit with what one would do instead: a bag of words, probes, students, other pruning.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from exporter.cli import options as opts
+from exporter.cli import study_options as study
 from exporter.cli.screen import Sheet, make_errors, make_screen
 from exporter.errors import UsageError
 
@@ -45,9 +46,9 @@ FORMATS: dict[str, Writer] = {"circuit": _to_circuit, "eap-ig": _to_graph, "hook
 
 
 def convert(
-    file: opts.AnyCircuit,
-    to: opts.Format,
-    out: opts.ConvertedOut,
+    file: study.AnyCircuit,
+    to: study.Format,
+    out: study.ConvertedOut,
     model: opts.DenseModel = None,
     force: opts.ForceData = False,
 ) -> None:
@@ -87,9 +88,9 @@ def _warn_of_graph(file: CircuitFile) -> list[str]:
 
 
 def roc(
-    file: opts.AnyCircuit,
-    against: opts.Known,
-    plot: opts.Plot = None,
+    file: study.AnyCircuit,
+    against: study.Known,
+    plot: study.Plot = None,
     force: opts.ForceData = False,
     as_json: opts.AsJson = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Group, RenderableType
 
 from exporter.cli import options as opts
+from exporter.cli import study_options as study
 from exporter.cli.screen import Sheet, make_errors, make_screen
 from exporter.errors import UsageError
 
@@ -24,25 +25,25 @@ SHOWN = ("accuracy", "kl", "logit_difference")  # measures of CPR and CMD that t
 
 
 def sweep(
-    task: opts.SweptTask,
+    task: study.SweptTask,
     model: opts.Model = "auto",
-    alphas: opts.Alphas = None,
-    budgets: opts.Budgets = None,
-    seeds: opts.SweepSeeds = 5,
-    ablation: opts.SweptAblations = "mean",
-    mlps: opts.SweptMlps = "searched",
-    heal: opts.SweepHeal = "distil",
+    alphas: study.Alphas = None,
+    budgets: study.Budgets = None,
+    seeds: study.SweepSeeds = 5,
+    ablation: study.SweptAblations = "mean",
+    mlps: study.SweptMlps = "searched",
+    heal: study.SweepHeal = "distil",
     template: opts.IoiTemplate = None,
     letters: opts.Letters = None,
     patching_prompts: opts.PatchingPrompts = None,
     selection_prompts: opts.SelectionPrompts = 250,
     test_prompts: opts.TestPrompts = 500,
-    out: opts.SweepOut = None,
-    workers: opts.Workers = None,
-    resume: opts.ResumeSweep = False,
-    force: opts.ForceSweep = False,
+    out: study.SweepOut = None,
+    workers: study.Workers = None,
+    resume: study.ResumeSweep = False,
+    force: study.ForceSweep = False,
     dry_run: opts.DryRun = False,
-    as_json: opts.SweepAsJson = False,
+    as_json: study.SweepAsJson = False,
 ) -> None:
     """Search with many thresholds (or budgets) on several seeds: one circuit each, a table, and the paper's curves.
 
