@@ -1,8 +1,7 @@
 """A circuit and the record of its search, as plain data without tensors."""
 
 from exporter.circuit.ablation import Ablation, Align, By, Kind
-from exporter.circuit.circuit import Circuit
-from exporter.circuit.circuit_file import CircuitFile, load_circuit, read_circuit_file
+from exporter.circuit.circuit import Circuit, CircuitFile, load_circuit, read_circuit_file
 from exporter.circuit.components import MLP, Component, Head, Neuron, parse_component
 from exporter.circuit.graph_writer import graph_to_json
 from exporter.circuit.hooks import list_hooks

@@ -13,11 +13,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from exporter.checks import shorten, take_integer, take_integers, take_items
+from exporter.checks import take_items
 from exporter.circuit.ablation import Ablation
 from exporter.circuit.components import MLP, Component, Head, Neuron
+from exporter.circuit.fields import (
+    describe_misfit,
+    name_kind,
+    read_integers,
+    read_list,
+    read_neurons,
+    require_once,
+    take_head,
+    take_layer,
+    take_neurons,
+)
+from exporter.circuit.graph_reader import is_graph, read_graph
 from exporter.circuit.record import RECORD_KEYS, SearchRecord
 from exporter.errors import InputError
+from exporter.files import read_json
 
 
 @dataclass(frozen=True)
@@ -36,14 +49,14 @@ class Circuit:
     neurons: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def __post_init__(self) -> None:
-        heads = [_take_head(head) for head in take_items("heads", self.heads)]
-        mlps = [m.layer if isinstance(m, MLP) else _take_layer(m) for m in take_items("mlps", self.mlps)]
-        neurons = _take_neurons(self.neurons)
-        _require_once("heads", [str(head) for head in heads])
-        _require_once("mlps", [str(MLP(layer)) for layer in mlps])
-        _require_once("mlps and neurons", [str(MLP(layer)) for layer in (*mlps, *(layer for layer, _ in neurons))])
+        heads = [take_head(head) for head in take_items("heads", self.heads)]
+        mlps = [m.layer if isinstance(m, MLP) else take_layer(m) for m in take_items("mlps", self.mlps)]
+        neurons = take_neurons(self.neurons)
+        require_once("heads", [str(head) for head in heads])
+        require_once("mlps", [str(MLP(layer)) for layer in mlps])
+        require_once("mlps and neurons", [str(MLP(layer)) for layer in (*mlps, *(layer for layer, _ in neurons))])
         for layer, units in neurons:
-            _require_once("neurons", [str(Neuron(layer, unit)) for unit in units])
+            require_once("neurons", [str(Neuron(layer, unit)) for unit in units])
         object.__setattr__(self, "ablation", Ablation.take(self.ablation))
         object.__setattr__(self, "heads", tuple(sorted(heads)))
         object.__setattr__(self, "mlps", tuple(sorted(mlps)))
@@ -91,13 +104,15 @@ class Circuit:
         layers = f"the model has layers 0..{n_layers - 1}"
         for head in self.heads:
             if not (head.layer < n_layers and head.index < n_heads):
-                raise _misfit(f"head {head}", f"{layers} and heads 0..{n_heads - 1}")
+                raise describe_misfit(f"head {head}", f"{layers} and heads 0..{n_heads - 1}")
         for layer in (*self.mlps, *(layer for layer, _ in self.neurons)):
             if layer >= n_layers:
-                raise _misfit(f"MLP {MLP(layer)}", layers)
+                raise describe_misfit(f"MLP {MLP(layer)}", layers)
         for layer, units in self.neurons:
             if units and units[-1] >= d_mlp:
-                raise _misfit(f"neuron {Neuron(layer, units[-1])}", f"the model has neurons 0..{d_mlp - 1} in each MLP")
+                raise describe_misfit(
+                    f"neuron {Neuron(layer, units[-1])}", f"the model has neurons 0..{d_mlp - 1} in each MLP"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """The fields of a circuit file (docs/design.md, section 7); `neurons` only if it is not empty."""
@@ -117,7 +132,7 @@ class Circuit:
         or wrong values.
         """
         if not isinstance(data, Mapping):
-            raise InputError(f"a circuit is a JSON object with 'heads' and 'mlps', not {_kind(data)}")
+            raise InputError(f"a circuit is a JSON object with 'heads' and 'mlps', not {name_kind(data)}")
         if unknown := sorted(set(data) - _KEYS - RECORD_KEYS):
             known = ", ".join(sorted(_KEYS | RECORD_KEYS))
             raise InputError(f"unknown field {unknown[0]!r} in the circuit; known: {known}")
@@ -125,10 +140,10 @@ class Circuit:
         if missing:
             raise InputError(f"the circuit has no {missing[0]!r}; give heads as [[layer, head], ...] and mlps as [...]")
         return cls(
-            heads=tuple(Head(*_integers(pair, "a head", 2)) for pair in _list(data["heads"], "heads")),
-            mlps=_integers(data["mlps"], "mlps", None),
+            heads=tuple(Head(*read_integers(pair, "a head", 2)) for pair in read_list(data["heads"], "heads")),
+            mlps=read_integers(data["mlps"], "mlps", None),
             ablation=Ablation.from_json(data),
-            neurons=_read_neurons(data.get("neurons", {})),
+            neurons=read_neurons(data.get("neurons", {})),
         )
 
     def save(self, path: str | Path, record: SearchRecord | None = None) -> None:
@@ -139,74 +154,89 @@ class Circuit:
     @classmethod
     def load(cls, path: str | Path) -> Circuit:
         """The circuit of a circuit file, of a manifest or of a graph file. Raises InputError."""
-        from exporter.circuit.circuit_file import load_circuit  # which needs this class
-
         return load_circuit(path)[0]
 
 
+@dataclass(frozen=True)
+class CircuitFile:
+    """What a file says of a circuit.
+
+    scores: by component, the higher the more it matters: what its removal cost in a search, or the magnitude that a
+    graph file gives. losses: what of a graph file the circuit does not keep, in words. model: the source of the
+    model that a manifest names.
+    """
+
+    circuit: Circuit
+    record: SearchRecord
+    scores: Mapping[Component, float]
+    losses: tuple[str, ...] = ()
+    model: str | None = None
+
+
+def read_circuit_file(path: str | Path) -> CircuitFile:
+    """What a circuit file, a manifest, a point of a sweep (`sweep.json#3`) or a graph file says.
+
+    Nodes of a graph file are taken as whole (docs/exchange.md). Raises InputError: the file cannot be read, is not
+    JSON, or holds no such circuit.
+    """
+    file, point = _split_point(path)
+    try:
+        data = read_json(file)
+    except OSError as error:
+        raise InputError(f"cannot read the circuit {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); give a circuit file, a manifest or a graph file") from error
+    model = None
+    try:
+        if point is not None or (isinstance(data, Mapping) and "sweep" in data):
+            data = _find_point(data, point)
+        elif isinstance(data, Mapping) and "schema" in data and "circuit" in data:
+            data, model = data["circuit"], _name_model(data.get("model"))
+        if is_graph(data):
+            graph = read_graph(data)
+            scores = {component: abs(score) for component, score in graph.scores.items()}
+            return CircuitFile(Circuit.from_json(graph.circuit), SearchRecord(), scores, graph.losses)
+        circuit, record = Circuit.from_json(data), SearchRecord.from_json(data)
+        return CircuitFile(circuit, record, record.scores, model=model)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def load_circuit(path: str | Path) -> tuple[Circuit, SearchRecord]:
+    """The circuit and the search record of a file.
+
+    Raises InputError: as `read_circuit_file`, or a graph that is no circuit of whole nodes.
+    """
+    file = read_circuit_file(path)
+    if file.losses:
+        raise InputError(f"{path}: {file.losses[0]}; write the circuit of whole nodes with `export-circuit convert`")
+    return file.circuit, file.record
+
+
+def _split_point(path: str | Path) -> tuple[str | Path, int | None]:
+    """A file, and the number of a point in it where the name ends in one."""
+    match = re.fullmatch(r"(.+\.json)#(\d{1,9})", str(path), flags=re.DOTALL)
+    return (path, None) if match is None else (match[1], int(match[2]))
+
+
+def _find_point(data: Any, point: int | None) -> Any:
+    """The circuit of a point of a sweep. Raises InputError: no sweep, no such point, or one with healed weights."""
+    entries = data.get("points") if isinstance(data, Mapping) else None
+    if not isinstance(entries, list):
+        raise InputError("is no sweep, and has no points; give the .json file that `export-circuit sweep` wrote")
+    found = [e for e in entries if isinstance(e, Mapping) and point is not None and e.get("point") == point]
+    if not found:
+        raise InputError(f"give a point of the sweep by its number, sweep.json#0 to sweep.json#{len(entries) - 1}")
+    circuit = found[0].get("circuit")
+    if isinstance(circuit, Mapping) and circuit.get("learning") is not None:
+        raise InputError(f"the point is healed, and a sweep keeps no weights; make it again: {found[0].get('command')}")
+    return circuit
+
+
+def _name_model(model: Any) -> str | None:
+    """The name in a manifest's `model`, if it has one."""
+    name = model.get("name") if isinstance(model, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
 _KEYS = {"heads", "mlps", "neurons", *Ablation().to_json()}
-
-
-def _misfit(component: str, limits: str) -> InputError:
-    return InputError(f"circuit names {component}, but {limits}; mend the circuit or choose the model it came from")
-
-
-def _kind(value: Any) -> str:
-    return type(value).__name__
-
-
-def _take_head(value: Any) -> Head:
-    """A head from itself or from a pair (layer, index)."""
-    if isinstance(value, Head):
-        return value
-    if not isinstance(value, tuple | list) or len(value) != 2:
-        raise InputError(f"a head is Head(layer, index) or a pair (layer, index), not {shorten(value)}")
-    return Head(*value)
-
-
-def _take_layer(value: Any) -> int:
-    if isinstance(value, Head):
-        raise InputError(f"mlps are layers, and {value} is a head; give it in heads")
-    return take_integer("an MLP's layer", value)
-
-
-def _take_neurons(value: Any) -> list[tuple[int, tuple[int, ...]]]:
-    """Hidden units by layer, from a mapping or from its pairs."""
-    pairs = value.items() if isinstance(value, Mapping) else take_items("neurons", value)
-    taken = []
-    for pair in pairs:
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise InputError(f"neurons are a mapping from layers to hidden units, without {shorten(pair)}")
-        taken.append((take_integer("a neuron's layer", pair[0]), take_integers("neurons", pair[1])))
-    return taken
-
-
-def _require_once(name: str, names: list[str]) -> None:
-    twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
-    if twice is not None:
-        raise InputError(f"{name} has {twice} twice; give each once")
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise InputError(f"{name} must be a list, not {_kind(value)}")
-    return value
-
-
-def _integers(value: Any, name: str, length: int | None) -> tuple[int, ...]:
-    items = _list(value, name)
-    if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in items) or (
-        length is not None and len(items) != length
-    ):
-        wanted = "a list of" if length is None else f"a list of {length}"
-        raise InputError(f"{name} must be {wanted} integers from 0, not {json.dumps(value)[:60]}")
-    return tuple(items)
-
-
-def _read_neurons(value: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """Neurons from JSON, whose keys (the layers) are strings."""
-    if not isinstance(value, Mapping):
-        raise InputError(f"neurons must be an object of layers and hidden units, not {_kind(value)}")
-    if wrong := [key for key in value if not re.fullmatch(r"[0-9]{1,9}", str(key))]:
-        raise InputError(f"neurons has the layer {shorten(wrong[0])}; give layers as whole numbers")
-    return tuple((int(key), _integers(units, f"neurons of layer {key}", None)) for key, units in value.items())
