@@ -70,12 +70,16 @@ class Step(nn.Module):
         if self.device is not None:
             x, at = x.to(self.device), at.to(self.device)
             opening = None if opening is None else opening.to(self.device)
-        out = x if n_last is None else x[:, -n_last:]
-        if self.constant is not None:
-            out = out + (self.constant if self.constant.ndim == 1 else at.take_last(n_last).pick(self.constant))
+        out = self.add_constant(x if n_last is None else x[:, -n_last:], at)
         for sublayer in self.sublayers:
             out = out + sublayer(x, at, n_last=n_last, opening=opening)
         return out
+
+    def add_constant(self, x: Tensor, at: Positions) -> Tensor:
+        """A residual at the last of the positions `at`, (batch, pos, d_model), with the step's constant added."""
+        if self.constant is None:
+            return x
+        return x + (self.constant if self.constant.ndim == 1 else at.take_last(x.shape[1]).pick(self.constant))
 
 
 def run_to_last(

@@ -62,7 +62,7 @@ def compute_replacements(
         for step in dense.steps:
             step = step.load()
             x, here = x.to(step.device), at.to(x.device if step.device is None else step.device)
-            out = x
+            out = step.add_constant(x, here)
             for sublayer in step.sublayers:
                 first, *finer = sublayer.sites
                 read = [first, *(site for site in finer if site.layer in neurons)][-1]

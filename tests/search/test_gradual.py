@@ -17,7 +17,7 @@ from exporter.circuit import Ablation, Circuit, Learning, SearchRecord, SizeStep
 from exporter.errors import InputError
 from exporter.loading.load import LanguageModel
 from exporter.rewrite.replacements import compute_replacements
-from exporter.rewrite.surgery import Surgery, operate
+from exporter.rewrite.surgery import Surgery, operate, slice_model
 from exporter.search.allotment import Offer, choose_units
 from exporter.search.cost import count_costs
 from exporter.search.find import SEARCHES, search_surgery
@@ -69,6 +69,26 @@ def test_the_network_is_its_surgery(
     assert_same_logits(operate(model.dense, surgery)(ids, mask)[real], ours)
     assert_same_logits(hooked_logits(model, surgery, ids, mask)[real], ours)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.hf.state_dict().items())
+
+
+@pytest.mark.parametrize("by", ["position", "global"])
+def test_means_of_a_cut_network_are_those_of_what_it_computes(by: str) -> None:
+    """With the constants that took the place of removed units, also of steps of which nothing is left."""
+    dense, prompts, ablation = make_model(n_layers=3).dense, make_prompts(16, 5, seed=1), Ablation("mean", by)
+    tables = compute_replacements(dense, prompts, ablation=ablation, neurons=range(3))
+    kept = Circuit([(0, 0), (2, 1)], [], ablation, neurons={0: (0, 1), 2: (3, 4)})
+    for model in (
+        cut_state(start_state(dense, ablation, prompts.length), kept, tables).model,
+        slice_model(dense, Surgery(kept, tables)),
+    ):
+        found = compute_replacements(model, prompts, ablation=ablation, neurons=range(3)).tables
+        at = model.place(prompts.input_ids)
+        x = model.embed(prompts.input_ids, at)
+        for step in model.steps:
+            for site in (sublayer.sites[-1] for sublayer in step.sublayers):
+                mean = site.read(x, at).double().mean(0 if by == "position" else (0, 1))
+                torch.testing.assert_close(found[site.name].view_as(mean), mean, rtol=1e-5, atol=1e-6)
+            x = step(x, at)
 
 
 @settings(max_examples=examples(20))
