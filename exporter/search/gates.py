@@ -52,9 +52,7 @@ def _run_step(
 ) -> Tensor:
     """`Step.forward` with gates."""
     here = at.take_last(n_last)
-    out = x if n_last is None else x[:, -n_last:]
-    if step.constant is not None:
-        out = out + (step.constant if step.constant.ndim == 1 else here.pick(step.constant))
+    out = step.add_constant(x if n_last is None else x[:, -n_last:], at)
     for sublayer in step.sublayers:
         site = sublayer.sites[-1]
         activations = site.read(x, at, n_last=n_last)  # (prompt, pos, unit, ...)
