@@ -35,6 +35,7 @@ BATCH = 32  # prompts in a step
 CLIP = 1.0  # of the gradient's norm
 HARMLESS = 0.005  # nats: nearer to the teacher, nothing is left to learn
 USEFUL = 0.02  # of the loss: what is better by less is no progress
+BESIDE_LABELS = 0.1  # the weight of KL where right answers are learnt, too: nats that are about many other tokens
 LOOKS = 4  # how often a stage of healing is judged on the prompts that are kept aside
 _CHUNK = 64
 _POOL = 16  # batches that prompts of like length are gathered from
@@ -175,19 +176,19 @@ def label_loss(lessons: Lessons, logits: Tensor) -> Tensor:
     return (total[known] - right.logsumexp(-1)[known]).sum()
 
 
-LOSSES: dict[Teacher, tuple[tuple[Callable[[Lessons, Tensor], Tensor], Callable[[Dataset], Tensor]], ...]] = {
-    "dense": ((kl_from_dense, lambda prompts: prompts.counted),),
-    "labels": ((label_loss, lambda prompts: prompts.known),),
-    "both": ((kl_from_dense, lambda prompts: prompts.counted), (label_loss, lambda prompts: prompts.known)),
+LOSSES: dict[Teacher, tuple[tuple[float, Callable[[Lessons, Tensor], Tensor], Callable[[Dataset], Tensor]], ...]] = {
+    "dense": ((1.0, kl_from_dense, lambda prompts: prompts.counted),),
+    "labels": ((1.0, label_loss, lambda prompts: prompts.known),),
+    "both": ((BESIDE_LABELS, kl_from_dense, lambda prompts: prompts.counted), (1.0, label_loss, lambda p: p.known)),
 }
-"""What each teacher's loss is a sum of, and which answer positions each part is a mean over."""
+"""What each teacher's loss is a sum of: weights, losses, and which answer positions each is a mean over."""
 
 
 def draw_likelihood(lessons: Lessons, teacher: Teacher, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
     """What units are scored by: of logits, (prompt, step, vocab), the log-likelihood of what a teacher says.
 
-    That is a token drawn from the dense model's distribution, the right answer, or both: the square of their sum's
-    gradient is on average the sum of their squares, as tokens are drawn anew for each prompt.
+    That is a token drawn from the dense model's distribution, the right answer, or both: the square of a sum's gradient
+    is on average the sum of the squares, as tokens are drawn for each prompt, and so each has its weight in the loss.
     """
     drawn, counted = lessons.draw_tokens(generator)[..., None], lessons.prompts.counted
 
@@ -196,7 +197,7 @@ def draw_likelihood(lessons: Lessons, teacher: Teacher, generator: torch.Generat
         if teacher == "dense":
             return of_drawn
         of_labels = -label_loss(lessons, logits)
-        return of_labels if teacher == "labels" else of_labels + of_drawn
+        return of_labels if teacher == "labels" else of_labels + BESIDE_LABELS**0.5 * of_drawn
 
     return likelihood
 
@@ -277,7 +278,8 @@ class Healer:
 
     def _loss(self, lessons: Lessons, logits: Tensor, whole: Dataset) -> Tensor:
         """What some lessons add to the mean loss of the `whole` that they are a part of."""
-        parts = [loss(lessons, logits) / max(1, int(count(whole).sum())) for loss, count in LOSSES[self.teacher]]
+        losses = LOSSES[self.teacher]
+        parts = [weight * loss(lessons, logits) / max(1, int(count(whole).sum())) for weight, loss, count in losses]
         return torch.stack(parts).sum()
 
 

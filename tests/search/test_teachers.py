@@ -16,7 +16,7 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery
 from exporter.search import gradual
 from exporter.search.find import search_circuit, search_surgery
-from exporter.search.healing import Healer, answer, ask_dense, draw_likelihood, kl_from_dense, label_loss
+from exporter.search.healing import BESIDE_LABELS, Healer, answer, ask_dense, draw_likelihood, kl_from_dense, label_loss
 from exporter.search.judging import MOST_OF_CONSTANT, Judgement, judge_constant
 from exporter.search.problem import Problem
 from exporter.search.rules import Budget
@@ -89,7 +89,7 @@ def test_each_loss_is_a_mean_over_what_it_is_about(model: LanguageModel, steps: 
     kl = kl_from_dense(lessons, logits)
     assert kl.item() > kl_from_dense(lessons.take(known), logits[known]).item() > 0
     expected = {"dense": kl / (5 * steps + 5), "labels": labels / (5 * steps)}
-    expected["both"] = expected["dense"] + expected["labels"]
+    expected["both"] = BESIDE_LABELS * expected["dense"] + expected["labels"]
     for teacher, loss in expected.items():
         healer: Any = Healer(lessons, None, teacher)  # type: ignore[arg-type]  # one of them
         torch.testing.assert_close(healer._loss(lessons, logits, prompts), loss)
@@ -145,7 +145,7 @@ def test_units_are_scored_by_what_the_teacher_says(model: LanguageModel) -> None
     drawn = lessons.draw_tokens(torch.Generator().manual_seed(6))
     torch.testing.assert_close(dense, logits.log_softmax(-1).gather(-1, drawn[..., None]).sum())
     torch.testing.assert_close(labels, -label_loss(lessons, logits))
-    torch.testing.assert_close(both, dense + labels)
+    torch.testing.assert_close(both, BESIDE_LABELS**0.5 * dense + labels)
 
 
 def test_answers_that_cannot_be_told_from_the_prompts_are_refused(model: LanguageModel) -> None:
