@@ -10,7 +10,7 @@ takes U = 2 N S V d for S answer positions. With I1 and A1 those of the first st
     a judgement  F + 2 U: the dense model's logits are made of its residual again
     a look       the same, on the prompts kept aside
 
-`recompute` adds F to each backward. Ranks share the prompts of scores and steps; each does everything else itself.
+`recompute` adds F to each backward, without the last product of each step. Ranks share the prompts of scores and steps; each does everything else itself.
 
 Bytes, 4 a number: the dense model; its residuals at the answer positions, 3 times (the caller's, the search's, and a
 copy while the shortlist is made); the shortlist's log-probabilities, twice; means in float64; the network that is cut
@@ -38,6 +38,7 @@ from exporter.search.memory import LearningPlan, count_kept
 from exporter.search.shortlist import SAMPLED
 
 _NUMBER, _DOUBLE = 4, 8  # bytes
+_CHUNKS = LearningPlan(CHUNK)
 _OF_A_WEIGHT = 5  # numbers beside a weight that learns: gradient, two moments, best so far, next best
 
 
@@ -55,7 +56,7 @@ class Work:
     length: int
     n_steps: int = 1
     entries: int = 1000
-    plan: LearningPlan = LearningPlan(CHUNK)
+    plan: LearningPlan = _CHUNKS
     n_ranks: int = 1
 
     @property
@@ -110,8 +111,7 @@ def count_scores_flops(model: CircuitModel, n: int, work: Work) -> int:
     flops = sum(2 * inputs + 3 * pattern + 2 * outputs for inputs, pattern, outputs in passes)
     for inputs, pattern, _ in passes[:1]:
         flops -= inputs + 2 * pattern
-    again = sum(map(sum, passes)) if work.plan.recompute else 0
-    return flops + again + 2 * n * _unembed(model, work)
+    return flops + _count_again(model, n, work) + 2 * n * _unembed(model, work)
 
 
 def count_step_flops(model: CircuitModel, work: Work) -> int:
@@ -119,9 +119,8 @@ def count_step_flops(model: CircuitModel, work: Work) -> int:
     n = ceil(min(BATCH, work.lessons) / work.n_ranks)
     passes = list(_split_pass(model, n, work))
     flops = 3 * sum(map(sum, passes)) - sum(inputs for inputs, *_ in passes[:1])
-    again = sum(map(sum, passes)) if work.plan.recompute else 0
-    shortlist = 2 * n * work.n_steps * (work.entries + SAMPLED) * model.W_U.shape[1]
-    return flops + again + 2 * shortlist
+    flops += _count_again(model, n, work)
+    return flops + 4 * n * work.n_steps * _count_entries(model, work) * model.W_U.shape[1]
 
 
 def count_judging_flops(model: CircuitModel, n: int, work: Work) -> int:
@@ -160,9 +159,9 @@ def count_scores_bytes(model: CircuitModel, work: Work) -> int:
 
 
 def count_healing_bytes(model: CircuitModel, work: Work) -> int:
-    """What healing keeps beside a network: of every weight that learns, and activations of a rank's share of a batch."""
+    """What healing keeps beside a network: of every weight that learns, and activations of a share of a batch."""
     n = min(work.plan.chunk, ceil(BATCH / work.n_ranks))
-    kept = count_kept(model, work.length, work.n_steps * (work.entries + SAMPLED), recompute=work.plan.recompute)
+    kept = count_kept(model, work.length, work.n_steps * _count_entries(model, work), recompute=work.plan.recompute)
     return _NUMBER * (_OF_A_WEIGHT * sum(p.numel() for p in list_trained(model)) + n * kept)
 
 
@@ -185,12 +184,29 @@ def find_largest_healed(dense: CircuitModel, work: Work, limit: int) -> float:
 
 def _split_pass(model: CircuitModel, n: int, work: Work) -> Iterator[tuple[int, int, int]]:
     """Each step's FLOPs in a pass to the answer positions: what reads the residual, patterns, what writes it."""
+    for parts in _split_sublayers(model, n, work):
+        inputs, pattern, outputs = (sum(part) for part in zip(*parts, strict=True))
+        yield inputs, pattern, outputs
+
+
+def _split_sublayers(model: CircuitModel, n: int, work: Work) -> Iterator[list[tuple[int, int, int]]]:
+    """The same of each of a step's sublayers."""
     last = find_last_attending(model.steps)
     for index, step in enumerate(model.steps):
         pos = work.length if index < last else work.n_steps
-        parts = [split_sublayer_flops(sublayer, n, pos, work.length) for sublayer in step.sublayers]
-        inputs, pattern, outputs = (sum(part) for part in zip(*parts, strict=True))
-        yield inputs, pattern, outputs
+        yield [split_sublayer_flops(sublayer, n, pos, work.length) for sublayer in step.sublayers]
+
+
+def _count_again(model: CircuitModel, n: int, work: Work) -> int:
+    """What is computed again for gradients: torch stops before a step's last product, whose inputs are all it needs."""
+    if not work.plan.recompute:
+        return 0
+    return sum(sum(map(sum, parts)) - parts[-1][-1] for parts in _split_sublayers(model, n, work))
+
+
+def _count_entries(model: CircuitModel, work: Work) -> int:
+    """Tokens whose logits a step of healing computes."""
+    return min(work.entries + SAMPLED, len(model.W_U))
 
 
 def _unembed(model: CircuitModel, work: Work) -> int:

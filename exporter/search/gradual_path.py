@@ -21,8 +21,8 @@ _MOST_SETUP = 0.5  # of a small network's price (`SETUP`): so it was in searches
 class Stop:
     """One size on the way, on torch's meta device.
 
-    base: the network that it is cut from; None where the size before it is healed once more. is_first: that is the dense
-    model. scored: prompts of the scores. steps, rounds: of healing.
+    base: the network that it is cut from; None where the size before it is healed once more. is_first: that is the
+    dense model. scored: prompts of the scores. steps, rounds: of healing.
     """
 
     model: CircuitModel
@@ -80,7 +80,7 @@ def follow_path(dense: CircuitModel, path: Sequence[SizeStep], length: int) -> I
 def spread_units(outline: CircuitModel, heads: int, neurons: int, *, length: int) -> CircuitModel:
     """A model's network with so many of its heads and neurons, the same number in each layer as nearly as may be.
 
-    outline: on the meta device, where this costs nothing. Its steps have constants for `length` positions.
+    outline: on the meta device this costs nothing. The network's steps have constants for `length` positions, of zeros.
     """
     n_layers = len({sublayer.layer for sublayer in outline.sublayers()})
     done, steps = {"heads": 0, "neurons": 0}, list[Step]()
@@ -95,8 +95,8 @@ def spread_units(outline: CircuitModel, heads: int, neurons: int, *, length: int
             if n:
                 kept.append(site.keep(site.units[:n]))
         if kept:
-            steps.append(Step(kept, torch.empty(length, outline.W_E.shape[1], device=outline.W_E.device)))
-    return outline.replace(steps=steps)
+            steps.append(Step(kept, torch.zeros(length, outline.W_E.shape[1], device=outline.W_E.device)))
+    return outline.replace(steps=steps, length=length)
 
 
 def count_units(model: CircuitModel, kind: str) -> int:
