@@ -5,8 +5,8 @@
 
 SmolLM2-135M itself, and random weights in the shape of SmolLM2-360M; random prompts, since only their number and
 length count. Each part is one call of the search's own function: seconds, by how much the process grew at its peak, and
-both as `exporter.search.gradual_cost` has them. `OMP_NUM_THREADS` says how many threads; results/gradual_cost.json tells of it,
-of what else the machine did meanwhile, and of the rate of a matrix product in the same run. Linux, for the peak.
+what `exporter.search.gradual_cost` says of both. `OMP_NUM_THREADS` says how many threads; results/gradual_cost.json
+tells of it, of what else the machine did meanwhile, and of the rate of a matrix product in the same run. Linux only.
 """
 
 from __future__ import annotations

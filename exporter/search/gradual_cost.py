@@ -10,7 +10,8 @@ takes U = 2 N S V d for S answer positions. With I1 and A1 those of the first st
     a judgement  F + 2 U: the dense model's logits are made of its residual again
     a look       the same, on the prompts kept aside
 
-`recompute` adds F to each backward, without the last product of each step. Ranks share the prompts of scores and steps; each does everything else itself.
+`recompute` adds F to each backward, without the last product of each step. Ranks share the prompts of scores and steps;
+each does everything else itself.
 
 Bytes, 4 a number: the dense model; its residuals at the answer positions, 3 times (the caller's, the search's, and a
 copy while the shortlist is made); the shortlist's log-probabilities, twice; means in float64; the network that is cut
