@@ -117,17 +117,18 @@ def test_means_and_judgements_cost_what_torch_counts(family: str) -> None:
 
 
 def test_a_whole_search_costs_what_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradual, "LEAST_ROUND", 4)
-    monkeypatch.setattr(gradual, "MOST_ROUND", 6)
-    monkeypatch.setattr(gradual, "MOST_STEPS", 12)
-    dense, prompts = make_dense(n_layers=4), make_prompts(80, T)
+    """With answers at every position, so that it does not matter in which layers units stay."""
+    monkeypatch.setattr(gradual, "LEAST_ROUND", 8)
+    monkeypatch.setattr(gradual, "MOST_ROUND", 8)
+    monkeypatch.setattr(gradual, "MOST_STEPS", 16)
+    dense, prompts = make_dense(), make_prompts(80, 3, steps=3)
     found = []
     rule = Budget(max_params="15%")
     counted = count(lambda: found.append(search_surgery(dense, prompts, prompts, rule=rule)))
     _, record = found[0]
     assert len(record.path) > 1 and any(size.steps for size in record.path)
     entries = len(ask_dense(dense, prompts).shorten()[1].tokens)
-    flops = count_gradual_flops(dense, record.path, Work(80, 80, T, entries=entries))
+    flops = count_gradual_flops(dense, record.path, Work(80, 80, 3, 3, entries))
     assert sum(flops.values()) == pytest.approx(counted, rel=0.1)
     assert all(flops.values())
 
@@ -152,7 +153,7 @@ def test_activations_that_are_kept_are_fewer_than_reckoned_with_but_not_by_far(f
         run_gated(dense, PROMPTS, means, gates).log_softmax(-1)
     n_bytes = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     reckoned = 4 * N * count_kept(dense, T, VOCAB, recompute=False)
-    assert reckoned / 4 < n_bytes < reckoned
+    assert reckoned / 6 < n_bytes < reckoned
 
 
 def test_units_are_spread_over_the_layers() -> None:
