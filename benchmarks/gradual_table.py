@@ -42,32 +42,35 @@ SMALLER = 24e9  # bytes of a smaller GPU
 
 def render_estimates() -> str:
     """Three models on one GPU and on eight, with one round of healing at each size and with all rounds."""
-    gpu, rows = Gpu(), []
+    rows: list[dict[str, object]] = []
     for shape in ESTIMATED:
         dense = make_llama(shape)
+        paths = [predict_path(dense, all_steps=all_steps) for all_steps in (False, True)]
+        ways = [follow_path(dense, path, TASK.length) for path in paths]
         for n_ranks in (1, 8):
-            for all_steps in (False, True):
-                path, work = predict_path(dense, all_steps=all_steps), plan_work(dense, n_ranks)
-                flops, stops = count_gradual_flops(dense, path, work), list(follow_path(dense, path, work.length))
-                updates = sum(s.steps * sum(p.numel() for p in list_trained(s.model)) for s in stops)
-                kernels = sum(KERNELS_A_SUBLAYER * n for stop in stops for n in count_runs(stop, work))
-                seconds = {
-                    "products": sum(flops.values()) / gpu.flops,
-                    "updates": updates * BYTES_OF_UPDATE / gpu.bandwidth,
-                    "to start kernels": kernels * gpu.launch,
-                    "to sum gradients": updates * 4 * 2 * (n_ranks - 1) / n_ranks / LINK,
-                }
-                rows.append(
-                    {
-                        "model": TITLES[shape],
-                        "GPUs": n_ranks,
-                        "healing": f"{'all rounds' if all_steps else 'one round'}, {sum(s.steps for s in path)} steps",
-                        **{f"TFLOP, {part}": f"{n / 1e12:.3g}" for part, n in flops.items()},
-                        **{f"s, {part}": f"{took:.2g}" for part, took in seconds.items()},
-                        "s, all": f"{sum(seconds.values()):.3g}",
-                    }
-                )
+            for rounds, stops in zip(("one round", "all rounds"), ways, strict=True):
+                head: dict[str, object] = {"model": TITLES[shape], "GPUs": n_ranks}
+                head["healing"] = f"{rounds}, {sum(stop.steps for stop in stops)} steps"
+                rows.append(head | estimate(dense, stops, plan_work(dense, n_ranks)))
     return render_table(rows)
+
+
+def estimate(dense: CircuitModel, stops: list[Stop], work: Work) -> dict[str, object]:
+    """FLOPs of a rank by part, and its seconds by what they go to."""
+    gpu, flops = Gpu(), count_gradual_flops(dense, stops, work)
+    updates = sum(s.steps * sum(p.numel() for p in list_trained(s.model)) for s in stops)
+    kernels = sum(KERNELS_A_SUBLAYER * n for stop in stops for n in count_runs(stop, work))
+    seconds = {
+        "products": sum(flops.values()) / gpu.flops,
+        "updates": updates * BYTES_OF_UPDATE / gpu.bandwidth,
+        "to start kernels": kernels * gpu.launch,
+        "to sum gradients": updates * 4 * 2 * (work.n_ranks - 1) / work.n_ranks / LINK,
+    }
+    return {
+        **{f"TFLOP, {part}": f"{n / 1e12:.3g}" for part, n in flops.items()},
+        **{f"s, {part}": f"{took:.2g}" for part, took in seconds.items()},
+        "s, all": f"{sum(seconds.values()):.3g}",
+    }
 
 
 def plan_work(dense: CircuitModel, n_ranks: int) -> Work:
@@ -88,12 +91,13 @@ def count_runs(stop: Stop, work: Work) -> Iterator[int]:
 
 def render_memory() -> str:
     """What a rank holds, and which size does not fit."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for shape in ESTIMATED:
         dense = make_llama(shape)
+        stops = follow_path(dense, predict_path(dense), TASK.length)
         for n_ranks in (1, 8):
-            work, path = plan_work(dense, n_ranks), predict_path(dense)
-            held = count_gradual_bytes(dense, path, work)
+            work = plan_work(dense, n_ranks)
+            held = count_gradual_bytes(dense, stops, work)
             steps = 4 * dense.count_parameters()
             rows.append(
                 {
@@ -156,8 +160,8 @@ def render_searches() -> str:
 def describe_search(
     dense: CircuitModel, path: tuple[SizeStep, ...], work: Work, run: dict[str, Any]
 ) -> dict[str, object]:
-    flops, seconds = count_gradual_flops(dense, path, work), run["manifest"]["seconds"]["search"]
-    held = max(count_gradual_bytes(dense, path, work).values())
+    stops, seconds = follow_path(dense, path, work.length), run["manifest"]["seconds"]["search"]
+    flops, held = count_gradual_flops(dense, stops, work), max(count_gradual_bytes(dense, stops, work).values())
     return {
         **{f"TFLOP, {part}": f"{n / 1e12:.2f}" for part, n in flops.items()},
         "seconds": f"{seconds:.0f}",

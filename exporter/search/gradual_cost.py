@@ -26,13 +26,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 
-from exporter.circuit import SizeStep
 from exporter.network.model import CircuitModel
 from exporter.network.step import find_last_attending
 from exporter.search.cost import split_sublayer_flops
 from exporter.search.gates import list_trained
 from exporter.search.gradual import ASIDE, LEAST_ASIDE, MOST_ASIDE
-from exporter.search.gradual_path import count_units, follow_path, spread_units
+from exporter.search.gradual_path import Stop, count_units, spread_units
 from exporter.search.healing import BATCH, LOOKS
 from exporter.search.judging import CHUNK
 from exporter.search.memory import LearningPlan, count_kept
@@ -72,15 +71,15 @@ class Work:
         return self.patching - self.aside
 
 
-def count_gradual_flops(dense: CircuitModel, path: Sequence[SizeStep], work: Work) -> dict[str, int]:
-    """FLOPs of a search along a path on one rank, by part."""
+def count_gradual_flops(dense: CircuitModel, stops: Sequence[Stop], work: Work) -> dict[str, int]:
+    """FLOPs of a search on one rank, by part. stops: the sizes on its way, from `follow_path`."""
     # beside the means: log-probabilities of the lessons for the constant's KL, and twice for the shortlist; logits of
     # the selection set twice to judge the dense model, and once to judge the constant
     n_unembedded = 3 * work.lessons + 3 * work.selection
     flops = {"dense": count_means_flops(dense, work.patching, work) + n_unembedded * _unembed(dense, work)}
     flops["dense"] += count_pass_flops(dense, work.selection, work)
     flops |= dict.fromkeys(("scores", "means", "healing", "judging"), 0)
-    for stop in follow_path(dense, path, work.length):
+    for stop in stops:
         scored = min(stop.scored, work.lessons)
         if stop.base is not None:
             flops["scores"] += scored * _unembed(dense, work)  # tokens are drawn
@@ -129,11 +128,11 @@ def count_judging_flops(model: CircuitModel, n: int, work: Work) -> int:
     return count_pass_flops(model, n, work) + 2 * n * _unembed(model, work)
 
 
-def count_gradual_bytes(dense: CircuitModel, path: Sequence[SizeStep], work: Work) -> dict[str, int]:
+def count_gradual_bytes(dense: CircuitModel, stops: Sequence[Stop], work: Work) -> dict[str, int]:
     """The most bytes that one rank holds in each part: `scores`, `healing`; and what is always there, `dense`."""
     always = _weigh(dense) + count_teacher_bytes(dense, work) + _count_tables(dense, work.length)
     scores = healing = 0
-    for stop in follow_path(dense, path, work.length):
+    for stop in stops:
         cut_from = 0 if stop.base is None or stop.is_first else _weigh_steps(stop.base)
         if stop.base is not None:
             scores = max(scores, cut_from + count_scores_bytes(stop.base, work))
@@ -167,20 +166,20 @@ def count_healing_bytes(model: CircuitModel, work: Work) -> int:
 
 
 def find_largest_healed(dense: CircuitModel, work: Work, limit: int) -> float:
-    """The largest share of a dense model's units that can be healed in so many bytes, to 0.1 %; 0 where none can."""
+    """The largest share of a dense model's units that can be healed in so many bytes, to 1 %; 0 where none can."""
     outline = dense.on_device("meta")
     always = _weigh(dense) + count_teacher_bytes(dense, work) + _count_tables(dense, work.length)
-    low, high = 0, 1000
+    low, high = 0, 100
 
     def fits(share: int) -> bool:
-        units = [count_units(outline, kind) * share // 1000 for kind in ("heads", "neurons")]
+        units = [count_units(outline, kind) * share // 100 for kind in ("heads", "neurons")]
         model = spread_units(outline, *units, length=work.length)
         return always + _weigh_steps(model) + count_healing_bytes(model, work) <= limit
 
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low / 1000
+    return low / 100
 
 
 def _split_pass(model: CircuitModel, n: int, work: Work) -> Iterator[tuple[int, int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log2
 
@@ -58,23 +58,29 @@ def predict_path(dense: CircuitModel, *, all_steps: bool = False) -> tuple[SizeS
     return tuple(path)
 
 
-def follow_path(dense: CircuitModel, path: Sequence[SizeStep], length: int) -> Iterator[Stop]:
-    """The sizes of a search as networks, their heads and neurons spread evenly over the layers."""
+def follow_path(dense: CircuitModel, path: Sequence[SizeStep], length: int) -> list[Stop]:
+    """The sizes of a search as networks, their heads and neurons spread evenly over the layers.
+
+    A circuit whose heads are all in the first layers costs less: the layers above compute the answer positions alone.
+    """
     outline, whole = dense.on_device("meta"), dense.count_parameters()
     base, best, failures, seen = outline, outline, 0, set[int]()
+    stops = []
     for size in path:
         model = spread_units(outline, size.heads, size.neurons, length=length)
         rounds = ceil(log2(size.steps / count_steps(whole // size.parameters)[0] + 1)) if size.steps else 0
         if size.parameters in seen:
-            yield Stop(model, None, False, 0, size.steps, 1)
+            stops.append(Stop(model, None, False, 0, size.steps, 1))
             continue
         seen.add(size.parameters)
         is_first = base is outline
-        yield Stop(model, base, is_first, SCORED_FIRST if is_first else SCORED, size.steps, rounds)
+        scored = SCORED_FIRST if is_first else SCORED
+        stops.append(Stop(model, base, is_first, scored, size.steps, rounds))
         unjudged = size.parameters > HEALED * whole and not failures and not size.steps
         best = model if size.kept else best
         base = model if size.kept or unjudged else best
         failures += not (size.kept or unjudged)
+    return stops
 
 
 def spread_units(outline: CircuitModel, heads: int, neurons: int, *, length: int) -> CircuitModel:

@@ -128,7 +128,7 @@ def test_a_whole_search_costs_what_torch_counts(monkeypatch: pytest.MonkeyPatch)
     _, record = found[0]
     assert len(record.path) > 1 and any(size.steps for size in record.path)
     entries = len(ask_dense(dense, prompts).shorten()[1].tokens)
-    flops = count_gradual_flops(dense, record.path, Work(80, 80, 3, 3, entries))
+    flops = count_gradual_flops(dense, follow_path(dense, record.path, 3), Work(80, 80, 3, 3, entries))
     assert sum(flops.values()) == pytest.approx(counted, rel=0.1)
     assert all(flops.values())
 
@@ -183,7 +183,7 @@ def test_a_path_is_followed_as_it_was_walked() -> None:
         size(0.24, most, kept=True),
         size(0.22, 0, kept=True),
     ]
-    stops = list(follow_path(dense, path, T))
+    stops = follow_path(dense, path, T)
     assert [stop.is_first for stop in stops] == [True, False, False, False, False]
     assert [stop.rounds for stop in stops] == [0, 1, 2, 1, 0]
     assert [None if stop.base is None else stop.base for stop in stops[1:]] == [
@@ -222,14 +222,18 @@ def test_more_to_do_holds_more(work: Work, share: float) -> None:
     assert count_healing_bytes(small, work) < count_healing_bytes(large, work)
     assert count_scores_bytes(small, work) < count_scores_bytes(large, work)
     path = predict_path(DENSE)
-    held = count_gradual_bytes(DENSE, path, work)
+
+    def hold(work: Work) -> dict[str, int]:
+        return count_gradual_bytes(DENSE, follow_path(DENSE, path, work.length), work)
+
+    held = hold(work)
     assert held["dense"] < min(held["scores"], held["healing"])
     for name in ("patching", "selection", "length", "entries"):
-        more = count_gradual_bytes(DENSE, path, replace(work, **{name: 2 * getattr(work, name)}))
+        more = hold(replace(work, **{name: 2 * getattr(work, name)}))
         assert all(more[part] >= held[part] for part in held) and more != held
-    ranks = replace(work, n_ranks=8)
-    assert count_gradual_bytes(DENSE, path, ranks)["healing"] <= held["healing"]
-    flops, of_a_rank = (count_gradual_flops(DENSE, path, w) for w in (work, ranks))
+    ranks, stops = replace(work, n_ranks=8), follow_path(DENSE, path, work.length)
+    assert hold(ranks)["healing"] <= held["healing"]
+    flops, of_a_rank = (count_gradual_flops(DENSE, stops, w) for w in (work, ranks))
     assert all(of_a_rank[part] <= flops[part] for part in flops)
     assert of_a_rank["judging"] == flops["judging"]
     assert 8 * of_a_rank["scores"] >= flops["scores"] > of_a_rank["scores"]
