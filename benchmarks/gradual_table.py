@@ -167,7 +167,7 @@ def describe_search(
         "seconds": f"{seconds:.0f}",
         "GFLOP/s": f"{sum(flops.values()) / seconds / 1e9:.0f}",
         "GiB predicted": f"{held / 2**30:.2f}",
-        "peak of the job": f"{run['peak_rss_gib']:.2f}",
+        "peak of the job": f"{run['manifest']['peak_rss_gib']:.2f}",
     }
 
 
