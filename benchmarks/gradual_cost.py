@@ -188,7 +188,10 @@ def run_shape(shape: str) -> dict[str, Any]:
     dense = load_model("smollm2").dense if shape == "135m" else make_llama(shape, device="cpu")
     _, _, _, d_model, d_mlp, _ = SHAPES[shape]
     assert dense.count_parameters() == make_llama(shape).count_parameters()
-    found = {name: measure(part) for name, part in list_parts(dense)}
+    found = {}
+    for name, part in list_parts(dense):
+        found[name] = measure(part)
+        print(shape, name, json.dumps(found[name]), file=sys.stderr, flush=True)
     rate, middle = measure_gemm_rates(WORK.plan.chunk * WORK.length, torch.randn(d_model, d_mlp))
     rates = {"gemm_gflops_per_s": round(rate / 1e9, 1), "gemm_gflops_per_s_median": round(middle / 1e9, 1)}
     return {"threads": torch.get_num_threads(), **rates, "parts": found}
@@ -209,7 +212,6 @@ def main() -> None:
             "machine": describe_machine() | {"instructions": torch.backends.cpu.get_cpu_capability()},
             "date": datetime.date.today().isoformat(),
         }
-        print(shape, json.dumps(shapes[shape], indent=1), flush=True)
         RESULTS.write_text(json.dumps({"shapes": shapes}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -50,7 +50,8 @@ FAMILIES: dict[str, dict[str, Any]] = {"gpt2": {}, "llama": {"num_key_value_head
 
 def make_dense(family: str = "gpt2", **shape: int) -> CircuitModel:
     shape = {"n_layers": 3, "n_heads": 4, "d_head": 4} | shape
-    return make_model(family, **shape, **FAMILIES[family]).dense
+    dense: CircuitModel = make_model(family, **shape, **FAMILIES[family]).dense
+    return dense
 
 
 def take_means(model: CircuitModel) -> Replacements:
