@@ -50,7 +50,7 @@ from exporter.search.gradual_cost import (
     count_step_flops,
 )
 from exporter.search.gradual_path import count_units, spread_units
-from exporter.search.healing import LOOKS, Healer, Lessons, ask_dense
+from exporter.search.healing import LOOKS, Healer, Lessons, ask_dense, draw_likelihood
 from exporter.search.judging import judge_network
 from exporter.search.state import pick_tables
 from exporter.tasks.dataset import Dataset
@@ -123,7 +123,6 @@ def list_parts(dense: CircuitModel) -> Iterator[tuple[str, Part]]:
 
     yield "means, dense model", Part(take_means, count_means_flops(dense, WORK.patching, WORK))
     teacher = ask_dense(dense, patching)
-    drawn = teacher.draw_tokens(generator)
     work = replace(WORK, entries=len(teacher.shorten()[1].tokens))
     for name, share, recompute in (
         ("scores, dense model", 1.0, False),
@@ -132,7 +131,7 @@ def list_parts(dense: CircuitModel) -> Iterator[tuple[str, Part]]:
     ):
         model = dense if share == 1.0 else shrink(dense, share)
         again = replace(work, plan=replace(work.plan, recompute=recompute))
-        yield name, make_scores(model, patching, drawn, pick_tables(tables[0], model), again)
+        yield name, make_scores(model, teacher, pick_tables(tables[0], model), again)
     for name, share in (("healing, a tenth", LARGE), ("healing, 1.5 %", SMALL)):
         yield name, make_healing(shrink(dense, share), teacher, work)
     model, asked = shrink(dense, LARGE), ask_dense(dense, selection)
@@ -150,11 +149,13 @@ def shrink(dense: CircuitModel, share: float) -> CircuitModel:
     return spread_units(dense, *units, length=WORK.length)
 
 
-def make_scores(model: CircuitModel, patching: Dataset, drawn: Tensor, means: Replacements, work: Work) -> Part:
-    parts, tokens = patching[:SCORED].split(work.plan.chunk), drawn[:SCORED].split(work.plan.chunk)
+def make_scores(model: CircuitModel, teacher: Lessons, means: Replacements, work: Work) -> Part:
+    parts, generator = teacher.take(torch.arange(SCORED)).split(work.plan.chunk), torch.Generator().manual_seed(2)
+    prompts = [part.prompts for part in parts]
+    likelihoods = [draw_likelihood(part, "dense", generator) for part in parts]
 
     def run() -> None:
-        score_units(model, list(parts), list(tokens), means, recompute=work.plan.recompute)
+        score_units(model, prompts, likelihoods, means, recompute=work.plan.recompute)
 
     return Part(run, count_scores_flops(model, SCORED, work), count_scores_bytes(model, work))
 

@@ -4,14 +4,14 @@ Counted are matrix products, 2 FLOPs a multiply-add. One pass of N prompts to th
 products that read the residual, A in attention's two that have no weight, O in those that write it. The unembedding
 takes U = 2 N S V d for S answer positions. With I1 and A1 those of the first step, before which nothing is learnt:
 
-    means        F at all positions, and I of the MLPs again: their two sites are read apart
+    means        F, with all positions computed to the end
     scores       forward F + U;  backward F + A + U - I1 - 2 A1: gradients of activations, none of weights
     a step       forward F, backward 2 F - I1: of activations and weights; of U a shortlist and a sample, twice
     a judgement  F + 2 U: the dense model's logits are made of its residual again
     a look       the same, on the prompts kept aside
 
 `recompute` adds F to each backward, without the last product of each step. Ranks share the prompts of scores and steps;
-each does everything else itself.
+each does everything else itself. Where prompts differ in length the longest counts for all: an upper bound.
 
 Bytes, 4 a number: the dense model; its residuals at the answer positions, 3 times (the caller's, the search's, and a
 copy while the shortlist is made); the shortlist's log-probabilities, twice; means in float64; the network that is cut
@@ -97,12 +97,8 @@ def count_pass_flops(model: CircuitModel, n: int, work: Work) -> int:
 
 
 def count_means_flops(model: CircuitModel, n: int, work: Work) -> int:
-    """The means of every unit over n prompts: all positions, and every site of a sublayer read apart."""
-    total = 0
-    for sublayer in model.sublayers():
-        parts = split_sublayer_flops(sublayer, n, work.length, work.length)
-        total += sum(parts) + (len(sublayer.sites) - 1) * parts[0]
-    return total
+    """The means of every unit over n prompts, at all positions."""
+    return sum(sublayer.count_flops(n, work.length, work.length) for sublayer in model.sublayers())
 
 
 def count_scores_flops(model: CircuitModel, n: int, work: Work) -> int:

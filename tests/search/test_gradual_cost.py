@@ -34,7 +34,7 @@ from exporter.search.gradual_cost import (
     find_largest_healed,
 )
 from exporter.search.gradual_path import count_units, follow_path, predict_path, spread_units
-from exporter.search.healing import BATCH, Healer, ask_dense
+from exporter.search.healing import BATCH, Healer, ask_dense, draw_likelihood
 from exporter.search.judging import judge_network
 from exporter.search.memory import LearningPlan, count_kept
 from exporter.search.rules import Budget
@@ -80,16 +80,15 @@ def test_flops_by_hand() -> None:
     # a shortlist of 20, and the 17 other tokens, which are fewer than a sample would be
     assert count_step_flops(dense, WORK) == 3 * once - q - kv + 2 * unembedding
     assert count_judging_flops(dense, N, WORK) == once + 2 * unembedding
-    everywhere = T * (q + pattern + out + mlp_in + mlp_out) + kv
-    assert count_means_flops(dense, N, WORK) == everywhere + T * mlp_in
+    assert count_means_flops(dense, N, WORK) == T * (q + pattern + out + mlp_in + mlp_out) + kv
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_cost_what_torch_counts(family: str, recompute: bool) -> None:
     dense = make_dense(family)
-    means, drawn = take_means(dense), torch.zeros(N, 1, dtype=torch.int64)
-    counted = count(lambda: score_units(dense, [PROMPTS], [drawn], means, recompute=recompute))
+    means, likelihood = take_means(dense), draw_likelihood(ask_dense(dense, PROMPTS), "dense", torch.Generator())
+    counted = count(lambda: score_units(dense, [PROMPTS], [likelihood], means, recompute=recompute))
     assert count_scores_flops(dense, N, AGAIN if recompute else WORK) == pytest.approx(counted, rel=0.02)
 
 
