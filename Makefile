@@ -18,7 +18,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results search-results search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results search-results gradual-cost search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -121,6 +121,10 @@ compare-results: .venv/.installed-bench  ## Compare circuits with what one would
 search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py
 	.venv/bin/python benchmarks/cost_table.py
+
+gradual-cost: .venv/.installed  ## Measure the parts of a gradual search, and the cost model against them (minutes)
+	.venv/bin/python benchmarks/gradual_cost.py
+	.venv/bin/python benchmarks/gradual_table.py
 
 search-profile: .venv/.installed  ## See where the time of a search goes
 	.venv/bin/python benchmarks/profile_search.py

@@ -180,7 +180,11 @@ class Attention(nn.Module):
         """FLOPs of the matrix products: queries at `pos` positions, keys and values at all `length` positions."""
         queries = self.W_Q.numel() + self.W_O.numel()
         keys = self.W_K.numel() + self.W_V.numel()
-        return n_prompts * (2 * pos * queries + 2 * length * keys + 4 * pos * length * self.W_Q.shape[1])
+        return n_prompts * (2 * pos * queries + 2 * length * keys) + self.count_pattern_flops(n_prompts, pos, length)
+
+    def count_pattern_flops(self, n_prompts: int, pos: int, length: int) -> int:
+        """Those of them that no weight takes part in: scores, and the weighted mean of values."""
+        return 4 * n_prompts * pos * length * self.W_Q.shape[1]
 
     def count_activations(self, pos: int, length: int, share: float) -> int:
         """How many activation values are read and written for one prompt, with a `share` (0 to 1) of the heads."""

@@ -128,6 +128,11 @@ class FeedForward(nn.Module):
         del length
         return 2 * n_prompts * pos * sum(p.numel() for p in self.parameters() if p.ndim == 2)
 
+    def count_pattern_flops(self, n_prompts: int, pos: int, length: int) -> int:
+        """Those of them that no weight takes part in: none."""
+        del n_prompts, pos, length
+        return 0
+
     def count_activations(self, pos: int, length: int, share: float) -> int:
         """How many activation values are read and written for one prompt, at `pos` positions."""
         del length, share

@@ -93,6 +93,17 @@ def count_search_bytes(
     return _NUMBER * weights, _NUMBER * activations
 
 
+def split_sublayer_flops(sublayer: Sublayer, n_prompts: int, pos: int, length: int) -> tuple[int, int, int]:
+    """FLOPs of a sublayer's products with what reads the residual, of those without a weight, and with what writes it.
+
+    pos, length: positions that are computed, and that are attended to.
+    """
+    whole = sublayer.count_flops(n_prompts, pos, length)
+    pattern = sublayer.count_pattern_flops(n_prompts, pos, length)
+    output = 2 * n_prompts * pos * sublayer.get_parameter(sublayer.out_weight_name).numel()
+    return whole - pattern - output, pattern, output
+
+
 def count_costs(sublayer: Sublayer) -> tuple[float, int]:
     """The parameters of one unit of the sublayer's finest site, on average, and those that are there beside units.
 

@@ -65,6 +65,12 @@ def search_gradually(problem: Problem) -> tuple[Surgery, SearchRecord]:
     return search.finish()
 
 
+def count_steps(shrunk: int) -> tuple[int, int]:
+    """How many steps of healing a network has in the first round, and in all, at 1 / `shrunk` of the dense model."""
+    first = min(MOST_ROUND, max(LEAST_ROUND, ROUND_AT_WHOLE * shrunk))
+    return first, min(MOST_STEPS, max(2 * LEAST_ROUND, STEPS_AT_WHOLE * shrunk))
+
+
 class _Search:
     """A problem, its prompts with the dense model's answers, and the networks at hand."""
 
@@ -151,7 +157,8 @@ class _Search:
         """Heal the best network for longer, and take it where it answers no worse."""
         assert self.best is not None
         more = copy_state(self.best)
-        before, steps = judge_network(more.model, self.selection), self._count_steps(more)[1]
+        before = judge_network(more.model, self.selection)
+        _, steps = count_steps(self.size // more.model.count_parameters())
         n_steps = self.healer.heal(more.model, steps=steps, seed=self._make_seed())
         after = judge_network(more.model, self.selection)
         if self._keeps_quality(after) and after.accuracy >= before.accuracy:
@@ -228,7 +235,7 @@ class _Search:
     def _heal_and_judge(self, trial: State, *, heals: bool) -> SizeStep:
         """Heal a network in place, in rounds that are longer and longer while each is of use, and say how it does."""
         cut = after = judge_network(trial.model, self.selection)
-        n_steps, (steps, most) = 0, self._count_steps(trial)
+        n_steps, (steps, most) = 0, count_steps(self.size // trial.model.count_parameters())
         heals = heals and not (self._keeps_quality(cut) and cut.kl < HARMLESS)
         while heals and n_steps < most:
             before, done = (
@@ -241,12 +248,6 @@ class _Search:
                 break
             steps *= 2
         return self._describe(trial, cut, after, n_steps)
-
-    def _count_steps(self, state: State) -> tuple[int, int]:
-        """How many steps of healing a network has in the first round, and in all: the smaller it is, the more."""
-        size = self.size // state.model.count_parameters()
-        first = min(MOST_ROUND, max(LEAST_ROUND, ROUND_AT_WHOLE * size))
-        return first, min(MOST_STEPS, max(2 * LEAST_ROUND, STEPS_AT_WHOLE * size))
 
     def _describe(self, state: State, cut: Judgement, after: Judgement, n_steps: int) -> SizeStep:
         return SizeStep(

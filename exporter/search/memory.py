@@ -77,10 +77,8 @@ def plan_learning(dense: CircuitModel, most: int, length: int, limit: int | None
     Raises InputError: not even one prompt fits then.
     """
     limit = _find_free(dense.W_U.device) // 2 if limit is None else limit
-    d_vocab, d_model = dense.W_U.shape
-    sizes = [sum(_count_activations(s, length, d_model) for s in step.sublayers) for step in dense.steps]
-    logits = 6 * n_steps * d_vocab
-    whole, by_step = sum(sizes) + logits, max(sizes) + length * d_model * len(sizes) + logits
+    d_vocab = len(dense.W_U)
+    whole, by_step = (count_kept(dense, length, n_steps * d_vocab, recompute=r) for r in (False, True))
     room = (limit - _SPARE_BYTES) // _NUMBER
     for each, recompute in ((whole, False), (by_step, True)):
         if room >= each * (1 if recompute else 2):
@@ -89,6 +87,14 @@ def plan_learning(dense: CircuitModel, most: int, length: int, limit: int | None
         f"the search needs {(_NUMBER * by_step + _SPARE_BYTES) / 2**20:.0f} MiB beside the model, allowed are "
         f"{limit / 2**20:.0f}; raise --memory-limit"
     )
+
+
+def count_kept(model: CircuitModel, length: int, n_logits: int, *, recompute: bool) -> int:
+    """Numbers that are kept of one prompt of `length` tokens for gradients, with those of its logits, generously."""
+    d_model = model.W_E.shape[1]
+    sizes = [sum(_count_activations(s, length, d_model) for s in step.sublayers) for step in model.steps]
+    kept = max(sizes, default=0) + length * d_model * len(sizes) if recompute else sum(sizes)
+    return kept + 6 * n_logits
 
 
 def _count_activations(sublayer: Sublayer, length: int, d_model: int) -> int:
