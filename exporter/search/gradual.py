@@ -22,7 +22,7 @@ from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import choose_circuit
 from exporter.search.checkpoints import Checkpoint
 from exporter.search.gates import score_units
-from exporter.search.healing import HARMLESS, ask_dense, choose_lessons, draw_likelihood
+from exporter.search.healing import BATCH, HARMLESS, ask_dense, choose_lessons, draw_likelihood
 from exporter.search.judging import CHUNK, Judgement, judge, judge_constant, judge_network
 from exporter.search.latency import Meter
 from exporter.search.memory import LearningPlan, plan_learning
@@ -158,7 +158,7 @@ class _Search:
         assert self.best is not None
         more = copy_state(self.best)
         before = judge_network(more.model, self.selection)
-        _, steps = count_steps(self.size // more.model.count_parameters())
+        _, steps = self._count_steps(more)
         n_steps = self.healer.heal(more.model, steps=steps, seed=self._make_seed())
         after = judge_network(more.model, self.selection)
         if self._keeps_quality(after) and after.accuracy >= before.accuracy:
@@ -235,7 +235,7 @@ class _Search:
     def _heal_and_judge(self, trial: State, *, heals: bool) -> SizeStep:
         """Heal a network in place, in rounds that are longer and longer while each is of use, and say how it does."""
         cut = after = judge_network(trial.model, self.selection)
-        n_steps, (steps, most) = 0, count_steps(self.size // trial.model.count_parameters())
+        n_steps, (steps, most) = 0, self._count_steps(trial)
         heals = heals and not (self._keeps_quality(cut) and cut.kl < HARMLESS)
         while heals and n_steps < most:
             before, done = (
@@ -248,6 +248,12 @@ class _Search:
                 break
             steps *= 2
         return self._describe(trial, cut, after, n_steps)
+
+    def _count_steps(self, state: State) -> tuple[int, int]:
+        """`count_steps`; where right answers are learnt, every prompt is seen at least once in the first round."""
+        first, most = count_steps(self.size // state.model.count_parameters())
+        epoch = 0 if self.problem.teacher == "dense" else len(self.lessons) // BATCH
+        return max(first, epoch), max(most, epoch)
 
     def _describe(self, state: State, cut: Judgement, after: Judgement, n_steps: int) -> SizeStep:
         return SizeStep(
