@@ -92,7 +92,7 @@ def get_last(journal: Path) -> dict[str, Any]:
     ("family", "options"),
     [
         ("gpt2", {}),
-        ("llama", {"teacher": "both", "seed": 3}),
+        ("llama", {"rule": Budget(max_params="20%"), "teacher": "both", "seed": 3}),
         ("llama", {"rule": Budget(max_kl=0.5), "heal": "none", "ablation": Ablation(by="global")}),
         ("gpt2", {"rule": Budget(max_params="12%"), "heal": "none"}),
     ],
