@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from exporter.cli.controls import render_controls
 from exporter.cli.screen import Sheet, as_text
 from exporter.escaping import escape_controls
 
@@ -60,27 +61,20 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
             f"{latency.circuit * 1e3:.2f} ms",
             f"{latency.speedup:.2f} x  [{low:.2f}, {high:.2f}]",
         )
+    from exporter.evidence.sentences import describe_sets
+
     exact, record = manifest.exactness, manifest.get_record()
     lines = (
         f"search: {record.search}" if record.metric != "kl" else None,
         f"weights: {record.weights}",
-        *_describe_pairs(manifest),
+        *map(escape_controls, describe_sets(test, manifest.ood)),
         f"exact on {exact.prompts} prompts: hooked = rewritten to {exact.hooked_vs_rewritten:.1e}, "
         f"rewritten = ONNX to {exact.rewritten_vs_onnx:.1e} (largest difference of logits)",
         f"latency: medians in ONNX Runtime on {manifest.latency[0].threads} CPU threads; "
         f"the whole job took {seconds:.0f} s",
     )
-    return Group(table, *filter(None, lines))
-
-
-def _describe_pairs(manifest: Manifest) -> list[str | None]:
-    """Where the circuit is significantly worse than the dense model, and where prompts are too few to tell."""
-    from exporter.metrics.statistics import describe_pairing
-
-    unseen = {f"the unseen {escape_controls(name)}": figures for name, figures in manifest.ood.items()}
-    test, worse = manifest.test, {name: one for name, one in unseen.items() if one.paired and one.paired.is_worse}
-    sets = {"the held-out set": test, **worse}
-    return [describe_pairing(name, one.n, one.paired) for name, one in sets.items() if one.paired is not None]
+    controls = [] if manifest.controls is None else [render_controls(manifest.controls, test)]
+    return Group(table, *filter(None, lines), *controls)
 
 
 def render_grid(circuit: Circuit, model: ModelInfo) -> RenderableType:
@@ -119,7 +113,13 @@ def render_inspection(inspection: Inspection) -> RenderableType:
             table.add_row("calibration", f"ECE {test.ece.circuit:.3f}, dense {test.ece.dense:.3f}")
     if inspection.note is not None:
         table.add_row("note", inspection.note)
-    return Group(table, Text(), render_grid(circuit, model))
+    controls = None if inspection.manifest is None else inspection.manifest.controls
+    shown = (
+        []
+        if controls is None or inspection.manifest is None
+        else [Text(), render_controls(controls, inspection.manifest.test)]
+    )
+    return Group(table, Text(), render_grid(circuit, model), *shown)
 
 
 def render_plan(summary: Mapping[str, Any]) -> RenderableType:

@@ -77,6 +77,7 @@ class ExportOptions:
     device: opts.Device = "cpu"
     dtype: opts.Dtype = "float32"
     resume: opts.Resume = False
+    evidence: opts.EvidenceKind = "basic"
     quiet: opts.Quiet = False
     debug: opts.Debug = False
 
@@ -193,6 +194,7 @@ def _run(job: Job, given: ExportOptions) -> None:
     from exporter.cli.progress import JobProgress
     from exporter.job.run import run_job
     from exporter.search.ranks import read_place
+    from exporter.studies.controls import run_controls
 
     errors, start = make_errors(), time.perf_counter()
     said: set[str] = set()
@@ -209,6 +211,7 @@ def _run(job: Job, given: ExportOptions) -> None:
             on_plan=lambda plan: warn_once(plan.notes),
             on_decision=progress.on_decision,
             on_size=progress.on_size,
+            study=run_controls if given.evidence == "full" else None,
         )
     if manifest is None:  # a rank that only helped
         return

@@ -101,6 +101,14 @@ TestPrompts = Annotated[
     int, take_value("Held-out prompts for the final figures.", panel=TASK_PANEL, least=1, metavar="N")
 ]
 
+EvidenceKind = Annotated[
+    Literal["basic", "full"],
+    take_value(
+        "full: controls, too (shuffled answers, random circuits, stability), in some five times the time.",
+        panel=RUNNING_PANEL,
+    ),
+]
+
 # The main command: the circuit
 MaxParams = Annotated[
     str | None,

@@ -21,6 +21,11 @@ STAGES = {
     "verify": "checking exactness: hooked, rewritten, ONNX",
     "evaluate": "evaluating on held-out prompts",
     "measure": "measuring latency",
+    "completeness": "control: the model without the circuit",
+    "minimality": "control: the circuit without each of its units",
+    "random": "control: random circuits, healed alike",
+    "shuffled": "control: the same job on shuffled answers",
+    "stability": "control: the search on resampled prompts",
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from exporter.checks import require_type
 from exporter.circuit import Decision, decision_to_json
 from exporter.errors import MissingRuntimeError, UsageError
+from exporter.evidence.controls import Controls
 from exporter.job.build import Clock, Found, build_file, require_latency, time_network
 from exporter.job.options import Job
 from exporter.job.plan import Plan, prepare
@@ -27,6 +28,9 @@ from exporter.search.journal import Journal, journal_path
 from exporter.search.problem import OnDecision, OnSize
 from exporter.search.ranks import SOLO, Ranks, join_ranks
 
+Study = Callable[[Plan, Found, Clock], Controls]
+"""More evidence about a job's circuit, gathered before its manifest is written; each part is a stage of the clock."""
+
 
 def run_job(
     job: Job,
@@ -35,14 +39,18 @@ def run_job(
     on_plan: Callable[[Plan], None] | None = None,
     on_decision: OnDecision | None = None,
     on_size: OnSize | None = None,
+    study: Study | None = None,
 ) -> Manifest | None:
     """Do the job and return its manifest. Writes `out` with its manifest, and `bundle`; all of them or none.
 
+    study: what fills the manifest's `controls`, such as `exporter.studies.controls.run_controls`.
     Under torchrun every rank calls this; ranks other than 0 only take part in the search, and return None. Raises
     ExactnessError: hooked, rewritten and exported model disagree; InputError: a file cannot be read or written;
     UsageError: no output; MissingRuntimeError: no ONNX Runtime or device; LostRankError: another process is gone.
     """
     require_type("job", job, Job)
+    if study is not None and job.circuit is not None:
+        raise UsageError("--evidence full repeats the search, and --circuit needs none; leave one of them out")
     if not job.written:
         raise UsageError("the job has neither out nor bundle; give one of them")
     _require_runtime(job)
@@ -70,6 +78,9 @@ def run_job(
                 plan = plan.to_float32()
                 manifest = build_file(plan, found, outputs.model_path, plan.options, clock)
                 require_latency(plan, outputs.model_path)
+                if study is not None:
+                    controls = study(plan, found, clock)
+                    manifest = manifest.model_copy(update={"controls": controls, "seconds": dict(clock.seconds)})
                 manifest = outputs.write(manifest, plan.model, example=plan.example, readings=plan.data.readings)
                 outputs.commit()
     return manifest

@@ -15,6 +15,7 @@ from string import Template
 from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_yaml
 from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.sentences import describe_sets
 from exporter.graph.options import Form
 from exporter.metrics.statistics import Accuracy
 from exporter.outputs.manifest import ExportInfo, Manifest
@@ -38,7 +39,7 @@ and not a language model for other text.
 | prompts | n | accuracy, dense [95 %] | accuracy, this model [95 %] | KL from dense, nats | same top token |
 |---|---|---|---|---|---|
 $figures
-
+$sentences
 Parameters without embeddings: $parameters of $dense_parameters ($reduction). Hooked model, rewritten model and
 $this_file give the same logits on $exact_prompts held-out prompts, to $exactness (allowed: $limit).
 $export
@@ -81,6 +82,7 @@ def render_card(manifest: Manifest, form: Form, *, kv_heads: Sequence[int], max_
         quoted=quoted,
         command=quote_code(f"export-circuit run . {quoted}"),
         figures="\n".join(_row(name, figures) for name, figures in {"held out": manifest.test, **manifest.ood}.items()),
+        sentences="".join(f"\n{escape_markdown(text)}.\n" for text in describe_sets(manifest.test, manifest.ood)),
         parameters=f"{size.circuit:,}",
         dense_parameters=f"{size.dense:,}",
         reduction=f"{-size.reduction:+.1%}",

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError
 
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import InputError
+from exporter.evidence.controls import Controls
 from exporter.evidence.evaluate import Evaluation
 from exporter.evidence.footprint import Memory
 from exporter.evidence.latency import Latency
@@ -91,6 +92,7 @@ class Manifest(Plain):
     `alpha_sweep` is where a task's own alpha comes from; None where alpha was given, or swept for something else.
     `memory` is measured for a report only. `command` is what does the job again. `prompts` and `attention` are for
     reading (`exporter.outputs.report`). Older manifests have none of the four.
+    `controls` are those of `--evidence full`, None without it.
     """
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
@@ -114,6 +116,7 @@ class Manifest(Plain):
     command: str | None = None
     prompts: list[ShownPrompt] = Field(default_factory=list)
     attention: ShownAttention | None = None
+    controls: Controls | None = None
 
     def get_circuit(self) -> Circuit:
         """The circuit as its own type."""

@@ -78,7 +78,7 @@ class Bench:
         self._means = lru_cache(2)(self._compute_means)
         self._empty = lru_cache(2)(self._evaluate_empty)
         self._whole = lru_cache(2)(lambda seed: self._evaluate(seed, self._ask(seed)))
-        self._ask = lru_cache(2)(lambda seed: _remember(self.dense.answer_logits))
+        self._ask = lru_cache(2)(lambda seed: remember_logits(self.dense.answer_logits))
 
     def plan(self, job: Job) -> Plan:
         """The plan of a point's job; the seed's prompts are made once."""
@@ -133,7 +133,7 @@ class Bench:
         return evaluate_circuit(self._ask(seed), answer_logits, self._prepare(seed).data.test)
 
 
-def _remember(answer_logits: AnswerLogits) -> AnswerLogits:
+def remember_logits(answer_logits: AnswerLogits) -> AnswerLogits:
     """A function that gives the same logits, and computes each only once."""
     known: dict[bytes, Tensor] = {}
 

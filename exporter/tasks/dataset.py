@@ -7,7 +7,7 @@ position is the last one whatever a prompt's length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -185,6 +185,26 @@ class Dataset:
             return torch.arange(len(self))
         return self.mask.sum(dim=1).argsort(stable=True)
 
+    def shuffle_answers(self, generator: torch.Generator) -> Dataset:
+        """The same prompts with answers that have nothing to do with them, for controls; those without one stay so.
+
+        Answers are permuted among the prompts with as many answer tokens, whose tokens before the last go along. Where
+        labelled prompts differ in their choices, each draws as many right answers as it had from its own.
+        """
+        rows = self.is_labelled.nonzero()[:, 0].cpu()
+        if self.choice_ids is not None and _differ(self.choice_ids[rows].sort(dim=1).values):
+            return replace(self, answer_ids=_draw_answers(self, generator))
+        source = torch.arange(len(self))
+        n_tokens = self.known.sum(dim=1).cpu()
+        for n in n_tokens[rows].unique().tolist():
+            group = rows[n_tokens[rows] == n]
+            source[group] = group[torch.randperm(len(group), generator=generator)]
+        source = source.to(self.input_ids.device)
+        ids, is_answer = self.input_ids.clone(), self.known[:, :-1]  # (prompt, step - 1): where a token is read
+        tail = ids[:, self.length - self.n_steps + 1 :]
+        tail.copy_(torch.where(is_answer, tail[source], tail))
+        return replace(self, input_ids=ids, answer_ids=self.answer_ids[source])
+
     def predict(self, logits: Tensor) -> Tensor:
         """The likeliest token at each answer position, of the choices where there are some.
 
@@ -215,3 +235,19 @@ def count_shared(input_ids: Tensor) -> int:
     """How many positions from the first on have one token in all of some (prompt, pos) prompts."""
     same = (input_ids == input_ids[:1]).all(dim=0)  # (pos,)
     return int(same.long().cumprod(0).sum())
+
+
+def _differ(rows: Tensor) -> bool:
+    return bool((rows != rows[:1]).any())
+
+
+def _draw_answers(dataset: Dataset, generator: torch.Generator) -> Tensor:
+    """Answers among each prompt's own choices, as many as are right: shaped as `answer_ids`, with one answer token."""
+    assert dataset.choice_ids is not None
+    answers = dataset.answer_ids.clone()
+    for row in dataset.is_labelled.nonzero()[:, 0].tolist():
+        choices = dataset.choice_ids[row][dataset.choice_ids[row] >= 0]
+        right = answers[row] >= 0
+        order = torch.randperm(len(choices), generator=generator)[: int(right.sum())]
+        answers[row][right] = choices[order.to(choices.device)]
+    return answers
