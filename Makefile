@@ -12,13 +12,14 @@ SWEEP_TASKS ?= acronym greater-than ioi
 SMALL_ARGS ?= acronym greater-than ioi
 COMPARE_MODEL ?= bundled
 COMPARE_ARGS ?= acronym greater-than ioi
+CONTROLS ?= shuffled seeds
 
 SOURCES := pyproject.toml
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results search-results gradual-cost search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results controls search-results gradual-cost search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -117,6 +118,9 @@ small-results: .venv/.installed  ## Run the gradual search and write the table o
 
 compare-results: .venv/.installed-bench  ## Compare circuits with what one would do instead, into docs/compare (COMPARE_ARGS=, COMPARE_MODEL=)
 	.venv/bin/python benchmarks/compare_results.py --model $(COMPARE_MODEL) $(COMPARE_ARGS)
+
+controls: .venv/.installed  ## Is a budget kept on 20 seeds, and do shuffled answers end at chance: docs/evidence.md (CONTROLS=, an hour)
+	for which in $(CONTROLS); do .venv/bin/python benchmarks/controls.py $$which --model $(MODEL) || exit 1; done
 
 search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py

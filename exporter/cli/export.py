@@ -178,8 +178,10 @@ def export(context: typer.Context, given: ExportOptions) -> None:
 def _rehearse(job: Job, given: ExportOptions) -> None:
     """Check all stages of a job, and print what it would do."""
     from exporter.cli.display import render_plan
-    from exporter.job.run import check_job
+    from exporter.job.run import check_job, require_search
 
+    if given.evidence == "full":
+        require_search(job)
     plan = check_job(job)
     _warn([] if given.quiet else plan.notes)
     if given.as_json:

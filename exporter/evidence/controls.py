@@ -126,9 +126,7 @@ def _describe_shuffled(found: Shuffled | None) -> str:
 def _describe_random(found: RandomCircuits, circuit: Accuracy) -> str:
     best = max(figures.accuracy.accuracy for figures in found.draws)
     alike = f", healed for up to {found.steps:,} steps," if found.steps else ""
-    does = (
-        f"random circuits of the same size{alike} are right on at most {best:.1%}, this one on {circuit.accuracy:.1%}"
-    )
+    does = f"random circuits of its size{alike} are right on at most {best:.1%}, this one on {circuit.accuracy:.1%}"
     if best < circuit.ci95[0]:
         return f"{does}: its components were well chosen"
     return f"{does}: which components are kept hardly matters"
@@ -136,12 +134,10 @@ def _describe_random(found: RandomCircuits, circuit: Accuracy) -> str:
 
 def _describe_completeness(found: Completeness) -> str:
     without, dense = found.without.accuracy, found.dense
-    does = (
-        f"without the circuit's components the original is right on {without.accuracy:.1%} ({dense.accuracy:.1%} with)"
-    )
+    does = f"without the circuit the original is right on {without.accuracy:.1%} ({dense.accuracy:.1%} with it)"
     if without.ci95[1] < dense.accuracy:
-        return f"{does}: it needs them"
-    return f"{does}: it can do the task without them, so that the circuit is not all that does it there"
+        return f"{does}: it needs it"
+    return f"{does}: it can do the task without it, so that the circuit is not all that does it there"
 
 
 def _describe_minimality(found: Minimality) -> str:
@@ -158,6 +154,6 @@ def _describe_stability(found: Stability) -> str:
         return f"on resampled prompts none of {found.resamples} searches came to a circuit: it hangs on these prompts"
     always = sum(count == n_found for count in found.survival.values())
     return (
-        f"in {n_found} searches on resampled prompts{refused}, {always} of its {len(found.survival)} heads and MLPs are in "
-        f"every circuit; Jaccard {fmean(found.heads):.2f} of heads, {fmean(found.neurons):.2f} of neurons"
+        f"in {n_found} searches on resampled prompts{refused} {always} of its {len(found.survival)} heads and MLPs are "
+        f"in every circuit; Jaccard {fmean(found.heads):.2f} of heads, {fmean(found.neurons):.2f} of neurons"
     )

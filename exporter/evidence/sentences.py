@@ -1,4 +1,4 @@
-"""Where a circuit falls short of the dense model, set by set, in plain sentences: for the screen, the card and reports."""
+"""Where a circuit falls short of the dense model, set by set, in plain sentences: for screen, card and reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from exporter.metrics.statistics import describe_pairing
 
 
 def is_below(figures: Evaluation) -> bool:
-    """Whether the circuit lies more than its 95 % interval below the dense model, or is significantly worse in pairs."""
+    """Whether the circuit lies more than its 95 % interval below the dense model, or is worse by McNemar's test."""
     is_worse = figures.paired is not None and figures.paired.is_worse
     return is_worse or figures.dense.accuracy > figures.circuit.ci95[1]
 

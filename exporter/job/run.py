@@ -49,8 +49,8 @@ def run_job(
     UsageError: no output; MissingRuntimeError: no ONNX Runtime or device; LostRankError: another process is gone.
     """
     require_type("job", job, Job)
-    if study is not None and job.circuit is not None:
-        raise UsageError("--evidence full repeats the search, and --circuit needs none; leave one of them out")
+    if study is not None:
+        require_search(job)
     if not job.written:
         raise UsageError("the job has neither out nor bundle; give one of them")
     _require_runtime(job)
@@ -84,6 +84,12 @@ def run_job(
                 manifest = outputs.write(manifest, plan.model, example=plan.example, readings=plan.data.readings)
                 outputs.commit()
     return manifest
+
+
+def require_search(job: Job) -> None:
+    """Raise UsageError for a job without a search, which a study cannot repeat."""
+    if job.circuit is not None:
+        raise UsageError("--evidence full repeats the search, and --circuit needs none; leave one of them out")
 
 
 def check_job(job: Job) -> Plan:
