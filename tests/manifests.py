@@ -50,4 +50,5 @@ DATA: dict[str, Any] = {
     "command": None,
     "prompts": [],
     "attention": None,
+    "controls": None,
 }

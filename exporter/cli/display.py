@@ -61,20 +61,25 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
             f"{latency.circuit * 1e3:.2f} ms",
             f"{latency.speedup:.2f} x  [{low:.2f}, {high:.2f}]",
         )
+    controls = [] if manifest.controls is None else [render_controls(manifest.controls, test)]
+    return Group(table, *_describe_result(manifest, seconds), *controls)
+
+
+def _describe_result(manifest: Manifest, seconds: float) -> list[str]:
+    """What stands below the table, a sentence a line."""
     from exporter.evidence.sentences import describe_sets
 
     exact, record = manifest.exactness, manifest.get_record()
     lines = (
         f"search: {record.search}" if record.metric != "kl" else None,
         f"weights: {record.weights}",
-        *map(escape_controls, describe_sets(test, manifest.ood)),
+        *map(escape_controls, describe_sets(manifest.test, manifest.ood)),
         f"exact on {exact.prompts} prompts: hooked = rewritten to {exact.hooked_vs_rewritten:.1e}, "
         f"rewritten = ONNX to {exact.rewritten_vs_onnx:.1e} (largest difference of logits)",
         f"latency: medians in ONNX Runtime on {manifest.latency[0].threads} CPU threads; "
         f"the whole job took {seconds:.0f} s",
     )
-    controls = [] if manifest.controls is None else [render_controls(manifest.controls, test)]
-    return Group(table, *filter(None, lines), *controls)
+    return list(filter(None, lines))
 
 
 def render_grid(circuit: Circuit, model: ModelInfo) -> RenderableType:

@@ -23,8 +23,7 @@ OwnFile = Annotated[Path, take_file("An ONNX file that export-circuit wrote.")]
 
 # The main command: what people need first
 Task = Annotated[
-    str | None,
-    take_name("What the model shall do: a name from `export-circuit tasks`, or a .jsonl or .csv file."),
+    str | None, take_name("What the model shall do: a name from `export-circuit tasks`, or a .jsonl or .csv file.")
 ]
 Model = Annotated[
     str,
@@ -99,14 +98,6 @@ PatchingPrompts = Annotated[
 SelectionPrompts = Annotated[int, take_value("Prompts that the search reads.", panel=TASK_PANEL, least=1, metavar="N")]
 TestPrompts = Annotated[
     int, take_value("Held-out prompts for the final figures.", panel=TASK_PANEL, least=1, metavar="N")
-]
-
-EvidenceKind = Annotated[
-    Literal["basic", "full"],
-    take_value(
-        "full: controls, too (shuffled answers, random circuits, stability), in some five times the time.",
-        panel=RUNNING_PANEL,
-    ),
 ]
 
 # The main command: the circuit
@@ -203,8 +194,10 @@ Dtype = Annotated[
     take_value("What the search computes in; what is exported is float32.", panel=RUNNING_PANEL),
 ]
 Resume = Annotated[
-    bool,
-    take_flag("--resume", "Go on from the journal of a killed job, and keep it on Ctrl-C.", panel=RUNNING_PANEL),
+    bool, take_flag("--resume", "Go on from the journal of a killed job, and keep it on Ctrl-C.", panel=RUNNING_PANEL)
+]
+EvidenceKind = Annotated[
+    Literal["basic", "full"], take_value("full: controls, too, in some five times the time.", panel=RUNNING_PANEL)
 ]
 Quiet = Annotated[bool, take_flag("--quiet", "Print errors only.", panel=RUNNING_PANEL)]
 Debug = Annotated[bool, take_flag("--debug", "Show the traceback of an error.", panel=RUNNING_PANEL)]
@@ -244,14 +237,12 @@ Batch = Annotated[
     take_value("Prompts in a call; may be repeated. Default: the baseline's, or 1 and 32.", metavar="N"),
 ]
 Length = Annotated[
-    int | None,
-    take_value("Take random prompts of so many tokens. Default: the file's own examples.", metavar="N"),
+    int | None, take_value("Take random prompts of so many tokens. Default: the file's own examples.", metavar="N")
 ]
 Threads = Annotated[int | None, take_value("Threads. Default: the baseline's, or one for each core.", metavar="N")]
 Provider = Annotated[Literal["cpu", "cuda"], take_value("Where both run.")]
 MinSpeedup = Annotated[
-    float | None,
-    take_value("Fail unless the file is this many times as fast as the reference.", metavar="TIMES"),
+    float | None, take_value("Fail unless the file is this many times as fast as the reference.", metavar="TIMES")
 ]
 MaxRegression = Annotated[
     str | None,

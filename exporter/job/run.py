@@ -49,10 +49,7 @@ def run_job(
     UsageError: no output; MissingRuntimeError: no ONNX Runtime or device; LostRankError: another process is gone.
     """
     require_type("job", job, Job)
-    if study is not None:
-        require_search(job)
-    if not job.written:
-        raise UsageError("the job has neither out nor bundle; give one of them")
+    _require_outputs(job, study)
     _require_runtime(job)
     clock = Clock(on_stage)
     with join_ranks(job.device) as ranks:
@@ -78,12 +75,21 @@ def run_job(
                 plan = plan.to_float32()
                 manifest = build_file(plan, found, outputs.model_path, plan.options, clock)
                 require_latency(plan, outputs.model_path)
-                if study is not None:
-                    controls = study(plan, found, clock)
-                    manifest = manifest.model_copy(update={"controls": controls, "seconds": dict(clock.seconds)})
+                manifest = manifest if study is None else _add_controls(manifest, study(plan, found, clock), clock)
                 manifest = outputs.write(manifest, plan.model, example=plan.example, readings=plan.data.readings)
                 outputs.commit()
     return manifest
+
+
+def _add_controls(manifest: Manifest, controls: Controls, clock: Clock) -> Manifest:
+    return manifest.model_copy(update={"controls": controls, "seconds": dict(clock.seconds)})
+
+
+def _require_outputs(job: Job, study: Study | None) -> None:
+    if not job.written:
+        raise UsageError("the job has neither out nor bundle; give one of them")
+    if study is not None:
+        require_search(job)
 
 
 def require_search(job: Job) -> None:
