@@ -124,12 +124,13 @@ def _describe_shuffled(found: Shuffled | None) -> str:
 
 
 def _describe_random(found: RandomCircuits, circuit: Accuracy) -> str:
-    best = max(figures.accuracy.accuracy for figures in found.draws)
+    shares = [figures.accuracy.accuracy for figures in found.draws]
+    n_alike = sum(share >= circuit.ci95[0] for share in shares)
     alike = f", healed for up to {found.steps:,} steps," if found.steps else ""
-    does = f"random circuits of its size{alike} are right on at most {best:.1%}, this one on {circuit.accuracy:.1%}"
-    if best < circuit.ci95[0]:
-        return f"{does}: its components were well chosen"
-    return f"{does}: which components are kept hardly matters"
+    does = f"of {len(shares)} random circuits of its size{alike} the best is right on {max(shares):.1%}"
+    if n_alike == 0:
+        return f"{does}, this one on {circuit.accuracy:.1%}: its components were well chosen"
+    return f"{does}, and {n_alike} as often as this one: which components are kept is not all that matters"
 
 
 def _describe_completeness(found: Completeness) -> str:
