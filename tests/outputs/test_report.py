@@ -77,7 +77,7 @@ def test_it_says_what_the_manifest_says() -> None:
     text = " ".join(" ".join(outline.text).split())
     for said in (
         "agreement.jsonl from smollm2", "4.1 %", "14.6 ×", "98.2 %", "131 MB", "28 of 270 attention heads",
-        "On two-nouns 22 points below the original (71.0 % against 93.0 %): put such prompts into the selection set.",
+        "On two-nouns 22 points below the original (71.0% against 93.0%): put such prompts into the selection set.",
         "On 500 held-out prompts it is right on 98.2 %", "It loses 6 prompts that the original gets right and gains 3",
         "healed, not the original's: distil from dense on 2,872 prompts, 640 steps",
         "Layer 28, MLP: 1,120 hidden units of 1,536 (72.9 %) kept", "export-circuit --task agreement.jsonl",

@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.sentences import is_below
 from exporter.metrics.statistics import Accuracy
 from exporter.outputs.manifest import Manifest
 from exporter.outputs.report.chart import choose_ticks
-from exporter.outputs.report.verdict import Discordant, is_below
+from exporter.outputs.report.verdict import Discordant
 from exporter.outputs.report.words import write_interval, write_p, write_share
 
 

@@ -8,7 +8,9 @@ from typing import Literal
 
 from scipy.stats import binomtest
 
+from exporter.evidence.controls import describe_controls
 from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.sentences import describe_unseen, is_below
 from exporter.outputs.manifest import Manifest
 from exporter.outputs.report.words import join_names, write_count, write_interval, write_p, write_points, write_share
 
@@ -48,11 +50,6 @@ class Discordant:
         return 1.0 if n == 0 else float(binomtest(self.lost, n, 0.5).pvalue)
 
 
-def is_below(figures: Evaluation) -> bool:
-    """Whether the circuit lies more than its 95 % interval below the dense model."""
-    return figures.dense.accuracy > figures.circuit.ci95[1]
-
-
 def is_lower(figures: Evaluation) -> bool:
     """Whether the circuit is significantly worse: by McNemar's test, or by its interval where that is not known."""
     apart = Discordant.of(figures)
@@ -82,6 +79,7 @@ def write_sentences(manifest: Manifest) -> list[Sentence]:
         _judge_weights(manifest),
         _judge_exactness(manifest),
         *_judge_precision(manifest),
+        *_judge_controls(manifest),
         *_notes(manifest),
     ]
 
@@ -108,13 +106,8 @@ def _judge_test(test: Evaluation) -> Sentence:
 
 def _judge_unseen(sets: dict[str, Evaluation]) -> Iterator[Sentence]:
     for name, figures in sets.items():
-        dense, circuit = figures.dense.accuracy, figures.circuit.accuracy
-        if is_below(figures):
-            yield Sentence(
-                "doubt",
-                f"On {name} {write_points(dense - circuit)} below the original ({write_share(circuit)} against "
-                f"{write_share(dense)}): put such prompts into the selection set.",
-            )
+        if (text := describe_unseen(name, figures)) is not None:
+            yield Sentence("doubt", _end(text))
     fine = [name for name, figures in sets.items() if not is_below(figures)]
     if fine:
         names = f"{'set' if len(fine) == 1 else 'sets'} {join_names(fine)}"
@@ -169,4 +162,15 @@ def _judge_precision(manifest: Manifest) -> Iterator[Sentence]:
 
 def _notes(manifest: Manifest) -> Iterator[Sentence]:
     for note in manifest.notes:
-        yield Sentence("note", f"{note[:1].upper()}{note[1:]}.")
+        yield Sentence("note", _end(note))
+
+
+def _judge_controls(manifest: Manifest) -> Iterator[Sentence]:
+    if manifest.controls is not None:
+        for text in describe_controls(manifest.controls, manifest.test.circuit):
+            yield Sentence("note", _end(text))
+
+
+def _end(text: str) -> str:
+    """A clause as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}."
