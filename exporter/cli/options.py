@@ -197,7 +197,7 @@ Resume = Annotated[
     bool, take_flag("--resume", "Go on from the journal of a killed job, and keep it on Ctrl-C.", panel=RUNNING_PANEL)
 ]
 EvidenceKind = Annotated[
-    Literal["basic", "full"], take_value("full: controls, too, in some five times the time.", panel=RUNNING_PANEL)
+    Literal["basic", "full"], take_value("full: controls, too: four more searches.", panel=RUNNING_PANEL)
 ]
 Quiet = Annotated[bool, take_flag("--quiet", "Print errors only.", panel=RUNNING_PANEL)]
 Debug = Annotated[bool, take_flag("--debug", "Show the traceback of an error.", panel=RUNNING_PANEL)]

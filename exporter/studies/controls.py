@@ -1,6 +1,6 @@
 """Controls of a job's circuit: `--evidence full`. Ways in which its figures could be right and mean nothing.
 
-Several searches and some healing, so it takes some five times as long as the job alone. Test prompts are read for
+Four searches and some healing beside the job's own, which then takes two to five times as long. Test prompts are read for
 figures only, and unseen sets not at all.
 """
 
