@@ -1,7 +1,7 @@
 """Controls of a job's circuit: `--evidence full`. Ways in which its figures could be right and mean nothing.
 
-Four searches and some healing beside the job's own, which then takes two to five times as long. Test prompts are read for
-figures only, and unseen sets not at all.
+Four searches and some healing beside the job's own, which then takes two to five times as long. Test prompts are
+read for figures only, and unseen sets not at all.
 """
 
 from __future__ import annotations
