@@ -34,7 +34,6 @@ class ExportOptions:
     preset: opts.Preset = None
     min_accuracy: opts.MinAccuracy = None
     precision: opts.Precision = "fp32"
-    report: opts.Report = False
     dry_run: opts.DryRun = False
     force: opts.Force = False
     as_json: opts.ManifestAsJson = False
@@ -65,6 +64,7 @@ class ExportOptions:
     mlps: opts.Mlps = True
 
     # the exported file
+    report: opts.Report = False
     with_past: opts.WithPast = False
     logits: opts.Logits = "last"
     vocab: opts.Vocab = "full"

@@ -33,7 +33,6 @@ Model = Annotated[
 ]
 Out = Annotated[Path | None, take_path("The ONNX file to write; its manifest goes beside it.")]
 Bundle = Annotated[Path | None, take_path("A folder to write: model, tokenizer, configuration, card and run.py.")]
-Report = Annotated[bool, take_flag("--report", "Write a page for reading beside the manifest: model.html.")]
 Alpha = Annotated[
     float | None,
     take_value("KL threshold per step, in nats. Default: the task's own.", panel=CIRCUIT_PANEL, metavar="NATS"),
@@ -148,6 +147,9 @@ Align = Annotated[
 Mlps = Annotated[bool, take_flag("--mlps/--no-mlps", "Search MLPs too, or keep all of them.", panel=CIRCUIT_PANEL)]
 
 # The main command: the exported file
+Report = Annotated[
+    bool, take_flag("--report", "Write a page for reading beside the manifest: model.html.", panel=FILE_PANEL)
+]
 WithPast = Annotated[
     bool,
     take_flag("--with-past", "Keep keys and values between calls, for generating token by token.", panel=FILE_PANEL),

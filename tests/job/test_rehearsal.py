@@ -203,7 +203,7 @@ def refuse_both(job: Job, message: str, monkeypatch: pytest.MonkeyPatch, kind: t
 
 STAGES = [
     "plan_surgery", "slice_model", "fold_model", "export_onnx", "verify_surgery", "open_session",
-    "evaluate_file", "evaluate_circuit", "describe_doubt", "time_call", "hash_file",
+    "evaluate_file", "summarise_values", "describe_doubt", "time_call", "hash_file",
 ]  # fmt: skip
 WRITERS = ["write_tokenizer", "render_card", "hash_file", "BundleShape"]
 
@@ -375,7 +375,7 @@ def test_nothing_is_left_in_the_folder_for_temporary_files(
     monkeypatch.setattr(rehearsal.tempfile, "tempdir", str(tmp_path / "scratch"))
     check_job(make_job(folder, tmp_path, outputs="both", precision="int8"))
     assert [path.name for path in tmp_path.rglob("*")] == ["scratch"]
-    monkeypatch.setattr(build, "evaluate_circuit", lambda *_args: 1 / 0)
+    monkeypatch.setattr(build, "summarise_values", lambda *_args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         check_job(make_job(folder, tmp_path, outputs="both", precision="int8"))
     assert [path.name for path in tmp_path.rglob("*")] == ["scratch"]

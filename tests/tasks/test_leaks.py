@@ -345,9 +345,9 @@ def test_a_report_names_the_lines(run: Run, tmp_path: Path, make_checkpoint: Cal
     assert report["duplicates"] == 1 and report["repeated"] == [[61, 3]]
     assert [pair["lines"] for pair in report["near"]] == [[1, 62]]
     assert report["near"][0]["sets"] == ["patching", "test"]
-    assert len(report["warnings"]) == 1 and report["warnings"][0].startswith(
-        "line 62: nearly the prompt of line 1 (alike"
-    )
+    near, *others = report["warnings"]
+    assert near.startswith("line 62: nearly the prompt of line 1 (alike")
+    assert all(warning.startswith("a bag of words does the job") for warning in others)  # better than random weights
     _, out, _ = run.all(*given)
     assert "line 61 is line 3" in out and "1 (line 62), in other sets than those" in out
     assert "warning: line 62: nearly the prompt of line 1" in out
