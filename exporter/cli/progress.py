@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 if TYPE_CHECKING:
     from exporter.circuit import Decision, SizeStep
     from exporter.studies.points import Point
+
+LEAST_SHARE = 0.035  # of the dense model: `search.walk.LEAST`, where a gradual search ends by default
 
 STAGES = {
     "load": "loading the model and the task",
@@ -35,6 +38,7 @@ class JobProgress:
     def __init__(self, console: Console, *, disable: bool, metric: str = "kl") -> None:
         self.loss = "KL" if metric == "kl" else f"loss of {metric}"
         self.kept: Counter[str] = Counter()  # components that stay, by type
+        self.smallest = 1.0  # of the sizes that a gradual search has tried
         self.progress = Progress(
             SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
             TextColumn("{task.description}", markup=False),
@@ -62,7 +66,9 @@ class JobProgress:
         """The gradual search has tried one more size, a share of the dense model's parameters."""
         mark = "kept" if step.kept else "not kept"
         description = f"{share:.1%} of the size: accuracy {step.accuracy:.1%}  KL {step.kl:.3f}  {mark}"
-        self.progress.update(self.bar, description=description, total=None)
+        self.smallest = min(self.smallest, share)
+        done = min(99, round(100 * math.log(self.smallest) / math.log(LEAST_SHARE)))  # sizes shrink by a ratio
+        self.progress.update(self.bar, description=description, completed=done, total=100)
 
     def on_decision(self, decision: Decision, done: int, total: int) -> None:
         """The search has decided on one more component."""

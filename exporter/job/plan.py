@@ -243,7 +243,9 @@ def prepare(job: Job, model: LanguageModel | None = None) -> Plan:
             "choose a model with a longer context"
         )
     require_labels(data.patching, job.teacher)
-    doubts = require_fitness(job.task, model, data.selection, force=job.force) if is_file_task(job.task) else ()
+    learns = job.teacher != "dense"  # right answers, so that a model may fail at the task
+    forced = job.force or learns
+    doubts = require_fitness(job.task, model, data.selection, force=forced) if is_file_task(job.task) else ()
     precision = () if job.dtype == "float32" else (f"the search computed in {job.dtype}",)
     surgery = None if job.circuit is None or record.learning is None else load_surgery(job.circuit, circuit)
     plan = Plan(job, model, data, circuit, record, (*model.notes, *data.notes, *doubts, *precision), surgery)

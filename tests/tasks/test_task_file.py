@@ -479,6 +479,8 @@ def test_a_task_that_the_model_fails_at_is_refused_unless_forced(
     plan = json.loads(out)
     assert code == 0 and plan["alpha"] == 0.02 and plan["prompts"] == {"patching": 10, "selection": 10, "test": 20}
     assert "warning: " in err and "not known to be better than chance" in err
+    code, _, err = run.all(*arguments, "--teacher", "labels")  # which are what it is to learn
+    assert code == 0 and "not known to be better than chance" in err
     assert not (tmp_path / "m.onnx").exists()
 
 
