@@ -50,8 +50,9 @@ from exporter.search.gradual_cost import (
     count_step_flops,
 )
 from exporter.search.gradual_path import count_units, spread_units
-from exporter.search.healing import LOOKS, Healer, Lessons, ask_dense, draw_likelihood
+from exporter.search.healing import LOOKS, Healer, draw_likelihood
 from exporter.search.judging import judge_network
+from exporter.search.lessons import Lessons, ask_dense
 from exporter.search.state import pick_tables
 from exporter.tasks.dataset import Dataset
 

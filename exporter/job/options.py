@@ -12,7 +12,8 @@ from exporter.errors import UsageError
 from exporter.files.names import REPORT_SUFFIX, SUFFIXES
 from exporter.graph.options import Logits, Precision, Scales, Target
 from exporter.metrics import METRICS, SEARCHED
-from exporter.search.healing import Heal, Teacher
+from exporter.search.healing import Heal
+from exporter.search.lessons import Teacher
 from exporter.search.rules import Budget
 from exporter.tasks import SplitSizes, check_task
 

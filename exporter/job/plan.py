@@ -19,7 +19,7 @@ from exporter.metrics.divergence import ARITHMETIC
 from exporter.outputs.healed import load_surgery
 from exporter.rewrite.surgery import Surgery
 from exporter.runtime.session import has_int8_sums
-from exporter.search.healing import require_labels
+from exporter.search.lessons import require_labels
 from exporter.search.rules import DEPLOY, AlphaRule, Budget
 from exporter.search.thresholds import Threshold, find_threshold
 from exporter.tasks import SplitSizes, TaskData, is_file_task, load_task, name_variant

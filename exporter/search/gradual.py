@@ -22,9 +22,10 @@ from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import choose_circuit
 from exporter.search.checkpoints import Checkpoint
 from exporter.search.gates import score_units
-from exporter.search.healing import BATCH, HARMLESS, ask_dense, choose_lessons, draw_likelihood
+from exporter.search.healing import BATCH, HARMLESS, draw_likelihood
 from exporter.search.judging import CHUNK, Judgement, judge, judge_constant, judge_network
 from exporter.search.latency import Meter
+from exporter.search.lessons import ask_dense, choose_lessons, keep_aside
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
 from exporter.search.refit import make_healer
@@ -45,8 +46,6 @@ from exporter.search.walk import FIRST, GENTLER, GENTLER_UNHEALED, LEAST, NEARES
 HEALED = 0.25  # from here on a size is healed
 SETUP = 0.002  # what a sublayer costs beside its units, as a share of the dense model's parameters
 SCORED_FIRST, SCORED = 128, 256  # prompts that units are scored on, while the network is whole and later
-ASIDE = 0.1  # of the prompts: they say when to stop healing
-LEAST_ASIDE, MOST_ASIDE = 8, 128
 ROUND_AT_WHOLE, STEPS_AT_WHOLE = 6, 18  # of healing at the size of the dense model; at a share of it as many more
 LEAST_ROUND, MOST_ROUND, MOST_STEPS = 24, 240, 720
 USEFUL_ROUND = 0.9  # of the KL: what a round has to come below, or else win accuracy
@@ -84,10 +83,7 @@ class _Search:
         self.selection = ask_dense(self.dense, problem.selection.take(problem.selection.order_by_length()))
         lessons = ask_dense(self.dense, problem.patching, normed=problem.normed)
         lessons = choose_lessons(lessons, problem.teacher)
-        rows = torch.randperm(len(lessons), generator=self._make_generator())
-        n_aside = min(MOST_ASIDE, int(len(lessons) * ASIDE))
-        aside = lessons.take(rows[:n_aside]).sort() if n_aside >= LEAST_ASIDE else None
-        self.lessons = lessons if aside is None else lessons.take(rows[n_aside:])
+        self.lessons, aside = keep_aside(lessons, self._make_generator())
         length, n_steps = problem.patching.length, problem.patching.n_steps
         ranks = problem.ranks
         fits = plan_learning(self.dense, CHUNK, length, problem.memory_limit, n_steps=n_steps) if ranks.leads else None

@@ -30,10 +30,10 @@ from exporter.network.model import CircuitModel
 from exporter.network.step import find_last_attending
 from exporter.search.cost import split_sublayer_flops
 from exporter.search.gates import list_trained
-from exporter.search.gradual import ASIDE, LEAST_ASIDE, MOST_ASIDE
 from exporter.search.gradual_path import Stop, count_units, spread_units
 from exporter.search.healing import BATCH, LOOKS
 from exporter.search.judging import CHUNK
+from exporter.search.lessons import count_aside
 from exporter.search.memory import LearningPlan, count_kept
 from exporter.search.shortlist import SAMPLED
 
@@ -62,8 +62,7 @@ class Work:
     @property
     def aside(self) -> int:
         """How many patching prompts are kept aside."""
-        n = min(MOST_ASIDE, int(self.patching * ASIDE))
-        return n if n >= LEAST_ASIDE else 0
+        return count_aside(self.patching)
 
     @property
     def lessons(self) -> int:

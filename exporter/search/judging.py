@@ -12,7 +12,8 @@ from torch import Tensor
 from exporter.metrics import Answers, measure
 from exporter.metrics.statistics import weighted_mean
 from exporter.network.model import CircuitModel
-from exporter.search.healing import Lessons, Teacher, answer
+from exporter.search.healing import answer
+from exporter.search.lessons import Lessons, Teacher
 
 CHUNK = 32  # prompts at once
 MOST_OF_CONSTANT = 0.75  # of the KL of a model that always answers alike: a circuit has to be nearer

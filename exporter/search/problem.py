@@ -16,7 +16,8 @@ from exporter.network.sites import Site
 from exporter.rewrite.replacements import Replacements
 from exporter.rewrite.surgery import Surgery
 from exporter.search.checkpoints import Checkpoint
-from exporter.search.healing import Heal, Teacher
+from exporter.search.healing import Heal
+from exporter.search.lessons import Teacher
 from exporter.search.ranks import SOLO, Ranks
 from exporter.search.rules import AlphaRule, Budget
 from exporter.tasks.dataset import Dataset

@@ -18,7 +18,8 @@ from torch import Tensor
 from exporter.network.model import CircuitModel
 from exporter.network.positions import Positions
 from exporter.network.step import Step, find_last_attending
-from exporter.search.healing import Healer, Lessons
+from exporter.search.healing import Healer
+from exporter.search.lessons import Lessons
 from exporter.search.memory import LearningPlan
 from exporter.search.moments import Moments, find_read, find_rows, list_outputs, read_inputs
 from exporter.search.problem import Problem

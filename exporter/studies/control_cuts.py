@@ -20,8 +20,8 @@ from exporter.metrics.statistics import Accuracy, weighted_mean
 from exporter.network.model import CircuitModel
 from exporter.rewrite.replacements import CHUNK, Replacements, compute_replacements
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
-from exporter.search.gradual import ASIDE, LEAST_ASIDE, MOST_ASIDE
-from exporter.search.healing import BATCH, ask_dense, choose_lessons
+from exporter.search.healing import BATCH
+from exporter.search.lessons import ask_dense, choose_lessons, keep_aside
 from exporter.search.memory import plan_learning
 from exporter.search.problem import Problem
 from exporter.search.refit import Mender, make_healer
@@ -113,10 +113,7 @@ def _make_healer(subject: Subject, dense: CircuitModel) -> Mender:
     plan, job = subject.plan, subject.plan.job
     patching, selection = (prompts.to(job.device) for prompts in (plan.data.patching, plan.data.selection))
     lessons = choose_lessons(ask_dense(dense, patching), job.teacher)
-    rows = torch.randperm(len(lessons), generator=torch.Generator().manual_seed(job.seed))
-    n_aside = min(MOST_ASIDE, int(len(lessons) * ASIDE))
-    aside = lessons.take(rows[:n_aside]).sort() if n_aside >= LEAST_ASIDE else None
-    own = lessons if aside is None else lessons.take(rows[n_aside:])
+    own, aside = keep_aside(lessons, torch.Generator().manual_seed(job.seed))
     fits = plan_learning(dense, BATCH, patching.length, job.memory_limit, n_steps=patching.n_steps)
     problem = Problem(dense, subject.replacements, selection, plan.rule, heal=job.heal, teacher=job.teacher, time=_fail)
     return make_healer(problem, own, aside, fits)

@@ -22,8 +22,9 @@ from exporter.search.allotment import Offer, choose_units
 from exporter.search.cost import count_costs
 from exporter.search.find import SEARCHES, search_surgery
 from exporter.search.gates import finest_sites, run_gated, score_units
-from exporter.search.healing import Healer, Lessons, answer, ask_dense, draw_likelihood, kl_from_dense, label_loss
+from exporter.search.healing import Healer, answer, draw_likelihood, kl_from_dense, label_loss
 from exporter.search.judging import judge
+from exporter.search.lessons import Lessons, ask_dense
 from exporter.search.ranks import Ranks
 from exporter.search.rules import Bounds, Budget, read_accuracy, read_parameters
 from exporter.search.state import State, copy_state, cut_state, make_surgery, pick_tables, start_state

@@ -34,8 +34,9 @@ from exporter.search.gradual_cost import (
     find_largest_healed,
 )
 from exporter.search.gradual_path import count_units, follow_path, predict_path, spread_units
-from exporter.search.healing import BATCH, Healer, ask_dense, draw_likelihood
+from exporter.search.healing import BATCH, Healer, draw_likelihood
 from exporter.search.judging import judge_network
+from exporter.search.lessons import ask_dense
 from exporter.search.memory import LearningPlan, count_kept
 from exporter.search.rules import Budget
 from exporter.search.walk import FIRST, RATIO

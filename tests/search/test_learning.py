@@ -14,7 +14,8 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.search import shortlist as shortlists
 from exporter.search.find import search_surgery
 from exporter.search.gates import score_units, trained
-from exporter.search.healing import Healer, ask_dense, draw_likelihood, kl_from_dense
+from exporter.search.healing import Healer, draw_likelihood, kl_from_dense
+from exporter.search.lessons import ask_dense
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.ranks import Ranks
 from exporter.search.rules import Budget

@@ -21,7 +21,8 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import operate
 from exporter.search.find import search_surgery
 from exporter.search.gates import finest_sites
-from exporter.search.healing import Healer, answer, ask_dense, kl_from_dense
+from exporter.search.healing import Healer, answer, kl_from_dense
+from exporter.search.lessons import ask_dense
 from exporter.search.moments import Moments, take_slopes
 from exporter.search.refit import Mender, refit
 from exporter.search.removal import remove_units, score_repaired

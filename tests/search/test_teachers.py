@@ -16,8 +16,9 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery
 from exporter.search import gradual
 from exporter.search.find import search_circuit, search_surgery
-from exporter.search.healing import BESIDE_LABELS, Healer, answer, ask_dense, draw_likelihood, kl_from_dense, label_loss
+from exporter.search.healing import BESIDE_LABELS, Healer, answer, draw_likelihood, kl_from_dense, label_loss
 from exporter.search.judging import MOST_OF_CONSTANT, Judgement, judge_constant
+from exporter.search.lessons import ask_dense
 from exporter.search.problem import Problem
 from exporter.search.rules import Budget
 from exporter.tasks.dataset import Dataset
@@ -38,7 +39,7 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """How well it is healed is not asked here."""
     monkeypatch.setattr(gradual, "LEAST_ROUND", 4)
     monkeypatch.setattr(gradual, "MOST_STEPS", 8)
-    monkeypatch.setattr(gradual, "LEAST_ASIDE", 4)
+    monkeypatch.setattr("exporter.search.lessons.LEAST_ASIDE", 4)
 
 
 def heal(model: LanguageModel, patching: Dataset, teacher: str) -> tuple[Surgery, SearchRecord]:

@@ -19,7 +19,8 @@ from exporter.graph.options import GraphOptions
 from exporter.metrics.statistics import Accuracy
 from exporter.rewrite.replacements import compute_replacements
 from exporter.search.gates import finest_sites, run_gated
-from exporter.search.healing import Healer, ask_dense, label_loss
+from exporter.search.healing import Healer, label_loss
+from exporter.search.lessons import ask_dense
 from exporter.search.state import pick_tables, start_state
 from exporter.studies import compare
 from exporter.studies.compare import CompareOptions, parse_sizes, run_comparison

@@ -12,9 +12,10 @@ from exporter.evidence.fitness import require_tokenizer
 from exporter.job.plan import Plan
 from exporter.network.model import CircuitModel
 from exporter.rewrite.replacements import Replacements, compute_replacements
-from exporter.search.gradual import ASIDE, LEAST_ASIDE, MOST_ASIDE, SETUP
-from exporter.search.healing import BATCH, Healer, Lessons, ask_dense
+from exporter.search.gradual import SETUP
+from exporter.search.healing import BATCH, Healer
 from exporter.search.latency import Costs, count_in_parameters
+from exporter.search.lessons import Lessons, ask_dense, keep_aside
 from exporter.search.memory import plan_learning
 from exporter.search.state import State, start_state
 from exporter.studies.contestants.systems import NetworkSystem, System
@@ -87,11 +88,7 @@ class Study:
     @cached_property
     def healer(self) -> Healer:
         """Learns from the patching prompts after the dense model, as our own search does."""
-        n = len(self.lessons)
-        rows = torch.randperm(n, generator=self.make_generator(0))
-        n_aside = min(MOST_ASIDE, int(n * ASIDE))
-        aside = self.lessons.take(rows[:n_aside]) if n_aside >= LEAST_ASIDE else None
-        lessons = self.lessons if aside is None else self.lessons.take(rows[n_aside:])
+        lessons, aside = keep_aside(self.lessons, self.make_generator(0))
         prompts = self.data.patching
         plan = plan_learning(self.dense, BATCH, prompts.length, self.plan.job.memory_limit, n_steps=prompts.n_steps)
         return Healer(lessons, aside, plan=plan)
