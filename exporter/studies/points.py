@@ -173,6 +173,11 @@ def share_decisions(alpha: float, trace: Sequence[Decision]) -> tuple[Decision, 
     return tuple(takewhile(lambda d: rule.allows(d.kl_before, d.kl_without) == d.removed, trace))
 
 
+def is_like(job: Job, other: Job) -> bool:
+    """Whether two jobs are the same but for their thresholds, so that one takes the first decisions of the other."""
+    return job.alpha is not None and other.alpha is not None and replace(job, alpha=other.alpha) == other
+
+
 def find_like(job: Job, finished: Sequence[Point]) -> Point | None:
     """The finished point that shares most decisions with a job; None without one of the same search but alpha."""
     names, settings, alpha = ("seed", "ablation", "mlps"), _describe(job), job.alpha

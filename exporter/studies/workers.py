@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ import torch
 
 from exporter.errors import InputError
 from exporter.job.options import Job
-from exporter.studies.points import Bench, Point, find_like
+from exporter.studies.points import Bench, Point, find_like, is_like
 
 
 def run_points(
@@ -38,13 +38,14 @@ def run_points(
     others = active_children()
     pool = ProcessPoolExecutor(min(workers, len(left)), get_context("spawn"), _start_worker, (jobs[left[0]],))
     try:
-        running: set[Future[Point]] = set()
+        running: dict[Future[Point], Job] = {}
         while left or running:
-            while left and len(running) < workers:
-                number = left.pop(0)
-                running.add(pool.submit(_work, number, jobs[number], find_like(jobs[number], done)))
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            while len(running) < workers and (number := _choose_next(left, jobs, running.values())) is not None:
+                left.remove(number)
+                running[pool.submit(_work, number, jobs[number], find_like(jobs[number], done))] = jobs[number]
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in sorted(ended, key=lambda future: future.result().number):
+                del running[future]
                 done.append(future.result())
                 yield done[-1]
         pool.shutdown()
@@ -55,6 +56,15 @@ def run_points(
             if child not in others:
                 child.terminate()
         pool.shutdown(cancel_futures=True)
+
+
+def _choose_next(left: Sequence[int], jobs: Mapping[int, Job], running: Collection[Job]) -> int | None:
+    """The first point that shares no decisions with one that is being computed.
+
+    So which points it can share some with does not depend on how many workers there are, or how fast.
+    """
+    free = (number for number in left if not any(is_like(jobs[number], other) for other in running))
+    return next(free, None)
 
 
 @contextmanager

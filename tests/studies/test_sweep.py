@@ -19,10 +19,11 @@ from exporter.job.plan import prepare
 from exporter.job.run import search_plan
 from exporter.search.rules import Budget
 from exporter.studies import run as runs
-from exporter.studies.points import Bench, Point, find_like, share_decisions
+from exporter.studies.points import Bench, Point, find_like, is_like, share_decisions
 from exporter.studies.run import run_sweep
 from exporter.studies.summary import COLUMNS
 from exporter.studies.sweep import Sweep, read_budgets
+from exporter.studies.workers import _choose_next
 from exporter.tasks import SplitSizes
 
 SIZES = SplitSizes(patching=8, selection=8, test=8)
@@ -217,3 +218,13 @@ def test_without_matplotlib_nothing_is_searched(
 
 def test_a_job_of_a_point_is_one_that_a_user_gives(sweep: Sweep, model: str) -> None:
     assert sweep.jobs()[1] == Job("acronym", None, model, alpha=0.003, sizes=SIZES)
+
+
+def test_points_that_share_decisions_are_not_computed_at_once(sweep: Sweep) -> None:
+    """Else what a point has to go on from would depend on which worker is faster."""
+    jobs = dict(enumerate(sweep.jobs()))
+    n = len(sweep.alphas)
+    assert is_like(jobs[0], jobs[n - 1]) and not is_like(jobs[0], jobs[n])
+    assert _choose_next([1, 2, n, n + 1], jobs, [jobs[0]]) == n
+    assert _choose_next([1, 2], jobs, [jobs[0]]) is None
+    assert _choose_next([1, 2], jobs, []) == 1
