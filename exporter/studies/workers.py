@@ -40,9 +40,9 @@ def run_points(
     try:
         running: dict[Future[Point], Job] = {}
         while left or running:
-            while len(running) < workers and (number := _choose_next(left, jobs, running.values())) is not None:
-                left.remove(number)
-                running[pool.submit(_work, number, jobs[number], find_like(jobs[number], done))] = jobs[number]
+            while len(running) < workers and (chosen := _choose_next(left, jobs, running.values())) is not None:
+                left.remove(chosen)
+                running[pool.submit(_work, chosen, jobs[chosen], find_like(jobs[chosen], done))] = jobs[chosen]
             ended, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in sorted(ended, key=lambda future: future.result().number):
                 del running[future]
