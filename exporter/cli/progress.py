@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from exporter.circuit import Decision, SizeStep
     from exporter.studies.points import Point
 
-LEAST_SHARE = 0.035  # of the dense model: `search.walk.LEAST`, where a gradual search ends by default
+LEAST_SHARE = 0.032  # of the dense model: `search.walk.LEAST`, where a gradual search ends by default
 
 STAGES = {
     "load": "loading the model and the task",
