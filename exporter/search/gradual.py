@@ -46,7 +46,7 @@ from exporter.search.walk import FIRST, GENTLER, GENTLER_UNHEALED, LEAST, NEARES
 HEALED = 0.25  # from here on a size is healed
 SETUP = 0.002  # what a sublayer costs beside its units, as a share of the dense model's parameters
 SCORED_FIRST, SCORED = 128, 256  # prompts that units are scored on, while the network is whole and later
-ROUND_AT_WHOLE, STEPS_AT_WHOLE = 6, 18  # of healing at the size of the dense model; at a share of it as many more
+ROUND_AT_WHOLE, STEPS_AT_WHOLE = 6, 22  # of healing at the size of the dense model; at a share of it as many more
 LEAST_ROUND, MOST_ROUND, MOST_STEPS = 24, 240, 720
 USEFUL_ROUND = 0.9  # of the KL: what a round has to come below, or else win accuracy
 
