@@ -183,7 +183,7 @@ class Dataset:
         """Rows, (prompt,) int64, from the shortest prompt to the longest: in parts, they need less padding."""
         if self.mask is None:
             return torch.arange(len(self))
-        return self.mask.sum(dim=1).argsort(stable=True)
+        return self.mask.sum(dim=1).argsort(stable=True).cpu()  # rows index tensors of any device
 
     def shuffle_answers(self, generator: torch.Generator) -> Dataset:
         """The same prompts with answers that have nothing to do with them, for controls; those without one stay so.
