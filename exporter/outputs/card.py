@@ -24,7 +24,7 @@ _LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2":
 _CARD = Template("""\
 ---
 library_name: onnx
-pipeline_tag: text-generation
+pipeline_tag: $pipeline
 tags: [circuit, mechanistic-interpretability, export-circuit]
 $front---
 # $task, from $name
@@ -68,6 +68,7 @@ def render_card(manifest: Manifest, form: Form, *, kv_heads: Sequence[int], max_
     pinned = isinstance(manifest.onnx.inputs["input_ids"][1], int)
     means = f"its mean {'at each position' if circuit.ablation.by == 'position' else 'over all positions'}"
     return _CARD.substitute(
+        pipeline="text-classification" if manifest.export.labels else "text-generation",
         front=_front_matter(model.name, licence),
         licence_text=escape_markdown(licence or "not known to the exporter; see where the model comes from"),
         task=escape_markdown(Path(manifest.task.name).name),
@@ -98,9 +99,9 @@ def render_card(manifest: Manifest, form: Form, *, kv_heads: Sequence[int], max_
         length=_say_length(max_length, pinned=pinned),
         export=_say_export(manifest.export),
         this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
-        optimum="" if manifest.export.logits == "answers" else _say_optimum(form, kv_heads, pinned=pinned),
+        optimum="" if manifest.export.answer_ids else _say_optimum(form, kv_heads, pinned=pinned),
         genai="\nonnxruntime-genai reads this folder (`genai_config.json`).\n"
-        if form == "past" and manifest.export.logits != "answers"
+        if form == "past" and not manifest.export.answer_ids
         else "",
         revision="" if model.revision is None else f", revision {quote_code(model.revision)}",
         sha256=quote_code(model.sha256),
@@ -144,9 +145,10 @@ def _say_length(max_length: int, *, pinned: bool) -> str:
 
 def _say_export(export: ExportInfo) -> str:
     """What the file leaves out, and how it answers."""
-    where = {"all": "at every position", "last": "at the last position", "answers": "at the last position"}
-    logits = f"Logits are given {where[export.logits]}"
-    if export.logits == "answers":
+    logits = f"Logits are given {'at every position' if export.logits == 'all' else 'at the last position'}"
+    if export.labels:
+        logits += f", for {len(export.labels)} classes: {escape_markdown(', '.join(export.labels))}"
+    elif export.answer_ids:
         logits += f", for {len(export.answer_ids)} answers, whose tokens are the output `answer_token_ids`"
     parts = [logits + "."]
     if export.vocabulary is not None:

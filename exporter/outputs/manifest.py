@@ -48,14 +48,15 @@ class FileInfo(Plain):
 class ExportInfo(Plain):
     """What the file leaves out and in which numbers it computes, as `GraphOptions` has it, and how it answers.
 
-    answer_ids: the token of each logit, where not all are there. vocabulary: how many embeddings are kept, None for
-    all. opening: how many first tokens were computed at export. batch_dependent: whether a prompt's logits can depend
-    on the others in its batch, beyond rounding. in_fp32: parts of an int8 file that stay in float32, as `GraphOptions`
-    names them. served: the file's own figures on the test set.
+    answer_ids: the token of each logit, where not all are there. labels: a classifier's classes by name. vocabulary:
+    how many embeddings are kept, None for all. opening: how many first tokens were computed at export. batch_dependent:
+    whether a prompt's logits can depend on the others in its batch, beyond rounding. in_fp32: parts of an int8 file
+    that stay in float32, as `GraphOptions` names them. served: the file's own figures on the test set.
     """
 
     logits: str
     answer_ids: list[int]
+    labels: list[str] = Field(default_factory=list)
     vocabulary: int | None
     opening: int
     target: str
@@ -73,6 +74,7 @@ class ExportInfo(Plain):
         return cls(
             logits=options.logits,
             answer_ids=list(options.answer_ids),
+            labels=list(options.labels),
             vocabulary=None if options.vocabulary is None else len(options.vocabulary),
             opening=len(options.opening),
             target=options.target,

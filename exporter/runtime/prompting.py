@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from exporter.files.names import CONFIG, GENERATION, MODEL, RUNNER, TOKENIZER
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
 from exporter.loading.sources.reading import read_prompt, read_tokenizer
+from exporter.runtime.classify import Classification, classify_prompts
 from exporter.runtime.generate import Generation, generate_greedy
-from exporter.runtime.session import open_session
+from exporter.runtime.session import open_session, read_labels
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -61,6 +62,17 @@ class Decoder:
         before, whole = self._decode(ids), self._decode(ids + found.token_ids)
         text = whole[len(before) :] if whole.startswith(before) else self._decode(found.token_ids)
         return Completion(ids, text, found, self._warn(ids, n_lead))
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of a classifier's classes; None for a language model."""
+        return read_labels(self.session)
+
+    def classify(self, prompt: str) -> Classification:
+        """The class of a prompt. Raises InputError: tokenizer or model does not accept it, or is a language model."""
+        ids, n_lead = read_prompt(self.tokenizer, prompt)
+        (found,) = classify_prompts(self.session, [ids])
+        return replace(found, warnings=self._warn(ids, n_lead))
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids)

@@ -10,7 +10,7 @@ from exporter.outputs.shape import BundleShape
 
 def write_genai(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
     """The file, where the model keeps a past and gives logits of all tokens."""
-    if shape.form != "past" or shape.manifest.export.logits == "answers":
+    if shape.form != "past" or shape.manifest.export.answer_ids:
         return {}
     return {GENAI: make_genai_config(shape)}
 
