@@ -11,12 +11,11 @@ from typing import Any
 from exporter.files.names import CONFIG, GENERATION
 from exporter.loading.sources.quiet import quiet_transformers
 from exporter.outputs.shape import BundleShape
+from exporter.outputs.targets.target import BundleTarget, Contents
 
 
-def write_optimum(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
-    """Both files; a classifier generates nothing, and has the first alone."""
-    if shape.manifest.export.labels:
-        return {CONFIG: make_config(shape)}
+def write_optimum(shape: BundleShape) -> Contents:
+    """Both files."""
     return {CONFIG: make_config(shape), GENERATION: make_generation_config(shape)}
 
 
@@ -88,3 +87,34 @@ def make_generation_config(shape: BundleShape) -> dict[str, Any]:
         "max_length": shape.max_length,
         "use_cache": bool(shape.kv_heads),
     }
+
+
+_SEQUENCE_CLASSIFIER = """\
+With Optimum and transformers' own pipeline:
+
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer, pipeline
+    model = ORTModelForSequenceClassification.from_pretrained(".")
+    classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained("."))
+    print(classify({text}))
+"""
+
+
+def describe_optimum(shape: BundleShape) -> str:
+    """How to open it, and what it cannot do."""
+    export = shape.manifest.export
+    if export.labels:
+        return _SEQUENCE_CLASSIFIER
+    if export.answer_ids:
+        return ""
+    if len(set(shape.kv_heads)) > 1:
+        counts = ", ".join(map(str, shape.kv_heads))
+        return (
+            f"Optimum cannot generate with it: it makes the past of every layer alike, and these have {counts} heads."
+        )
+    if shape.pinned:
+        return "Optimum computes logits with it (`use_cache=False`), but cannot generate with a pinned length."
+    return f"With Optimum: `ORTModelForCausalLM.from_pretrained(folder, use_cache={bool(shape.kv_heads)})`."
+
+
+OPTIMUM = BundleTarget(write_optimum, describe=describe_optimum)
