@@ -18,8 +18,9 @@ from exporter.errors import InputError, MissingRuntimeError
 from exporter.files import parse_json
 from exporter.files.reading import require_regular
 from exporter.graph.guards import GUARDS
-from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, TEMPLATE_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import Form
+from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -213,6 +214,24 @@ def read_labels(session: onnxruntime.InferenceSession) -> tuple[str, ...] | None
     if not isinstance(labels, list) or [type(label) for label in labels] != [str] * n_classes:
         raise InputError("the file's labels are damaged; export it again")
     return tuple(labels)
+
+
+def read_template(session: onnxruntime.InferenceSession) -> Template | None:
+    """The text around a user's text in each prompt of the file's task; None without one.
+
+    Raises InputError: the file's metadata is damaged.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(TEMPLATE_KEY)
+    if text is None:
+        return None
+    try:
+        found = parse_json(text)
+        template = Template(found["prefix"], found["suffix"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        template = None
+    if template is None or not all(isinstance(part, str) for part in (template.prefix, template.suffix)):
+        raise InputError("the file's template is damaged; export it again")
+    return template
 
 
 def read_max_length(session: onnxruntime.InferenceSession) -> int | None:
