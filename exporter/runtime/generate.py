@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from exporter.errors import InputError
+from exporter.graph.guards import GUARDS, TEXT_GUARDS
 from exporter.runtime.session import Arrays, read_answer_ids, read_form, read_max_length, read_vocab_size, run_step
 
 if TYPE_CHECKING:
@@ -84,9 +85,11 @@ def _decode(
     ids, mask = _pad_left(prompts)  # (batch, pos)
     left = np.arange(len(prompts))  # indices of the prompts that are still in the batch
     past: Arrays = {}
+    guards = tuple(GUARDS)  # of the prompt; what is generated is judged by `TEXT_GUARDS` alone
     while len(left):
         start = time.perf_counter()
-        logits, past = run_step(session, ids[:, -1:] if past else ids, mask, past)
+        logits, past = run_step(session, ids[:, -1:] if past else ids, mask, past, guards=guards)
+        guards = TEXT_GUARDS
         tokens = logits[:, -1].argmax(-1)  # (batch,)
         tokens = tokens if answer_ids is None else answer_ids[tokens]
         seconds = time.perf_counter() - start

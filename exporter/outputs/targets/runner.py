@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from exporter.files.names import RUNNER
-from exporter.graph.guards import GUARDS
+from exporter.graph.guards import GUARDS, TEXT_GUARDS
 from exporter.graph.options import Form
 from exporter.outputs.shape import BundleShape
 
@@ -85,6 +85,12 @@ def render_runner(
         allowed=longest if pinned else f"1 to {longest}",
         feeds=feeds,
         token=f'int(out["answer_token_ids"][{token}])' if answers else token,
-        guarded="".join(f'; out["{name}"].all() or sys.exit("{GUARDS[name]}")' for name in guards),
+        guarded="".join(map(_check_guard, guards)),
         stop_ids=tuple(stop_ids),
     )
+
+
+def _check_guard(name: str) -> str:
+    """The statement that ends the script where a guard is false; one of prompts is asked at the first call alone."""
+    later = "" if name in TEXT_GUARDS else "new is not ids or "
+    return f'; {later}out["{name}"].all() or sys.exit("{GUARDS[name]}")'
