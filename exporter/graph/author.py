@@ -25,10 +25,12 @@ from torch import Tensor
 from exporter.graph.inputs import InputAuthor
 from exporter.graph.nodes import make_value
 from exporter.graph.options import GraphOptions
+from exporter.graph.scope import emit_scope
 from exporter.network.attention import Attention
 from exporter.network.feed_forward import FeedForward
 from exporter.network.model import CircuitModel
 from exporter.network.norm import Norm
+from exporter.network.scope import Scope
 from exporter.network.step import Step, find_last_attending
 from exporter.rewrite.folds import merge_step
 from exporter.rewrite.vocabulary import cut_embedding, cut_unembedding
@@ -46,11 +48,12 @@ class GraphAuthor(InputAuthor):
         self.presents: list[ir.Value] = []
         self.opening = model.keys_values(options.opening, length=self.length) if self.length and self.start else {}
 
-    def author(self) -> ir.Graph:
-        """The whole graph."""
+    def author(self, scope: Scope | None = None) -> ir.Graph:
+        """The whole graph, with the guard of a scope."""
         x = self.embed_tokens()
         for index, step in enumerate(self.model.steps):
             x = self.step(index, step, x)
+        self.outputs += emit_scope(self, x, scope, last=self.is_trimmed(len(self.model.steps) - 1))
         logits = self.unembed(x)
         answers = [self.answer_ids()] if self.options.logits == "answers" else []
         return ir.Graph(
