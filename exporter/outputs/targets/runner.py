@@ -18,7 +18,7 @@ from exporter.tasks.template import Template as PromptTemplate
 
 _HEAD = """\
 # python run.py "a prompt" prints $what; needs onnxruntime, numpy and tokenizers.
-$usageimport pathlib, sys, numpy as np, onnxruntime, tokenizers
+${usage}import pathlib, sys, numpy as np, onnxruntime, tokenizers
 folder = pathlib.Path(__file__).absolute().parent
 tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 model = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
