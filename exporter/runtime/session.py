@@ -17,7 +17,8 @@ import numpy as np
 from exporter.errors import InputError, MissingRuntimeError
 from exporter.files.reading import require_regular
 from exporter.graph.guards import GUARDS
-from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.graph.int8 import EVERYWHERE
+from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import Form
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def open_session(
     """A session on one provider, `cpu` or `cuda`, without fallback to another one.
 
     `threads`: number of intra-op threads (None: ONNX Runtime's default, one per core). Raises MissingRuntimeError: the
-    provider is missing. Raises InputError: ONNX Runtime cannot load the file.
+    provider is missing. Raises InputError: ONNX Runtime cannot load the file, or its int8 sums would saturate here.
     """
     require_regular(path)
     ort = import_onnxruntime()
@@ -89,6 +90,12 @@ def open_session(
         raise InputError(f"ONNX Runtime cannot load {Path(path).name}: {first}") from error
     if session.get_providers()[0] != name:
         raise MissingRuntimeError(f"ONNX Runtime placed the model on {session.get_providers()[0]}, not on {name}")
+    processors = session.get_modelmeta().custom_metadata_map.get(PROCESSORS_KEY, EVERYWHERE)
+    if provider == "cpu" and processors != EVERYWHERE and not has_int8_sums():
+        raise InputError(
+            f"{Path(path).name} is exact on {processors} only, and this processor is none of them: its 16-bit sums of "
+            "int8 products would saturate; export with --int8-weights uint8 or int7"
+        )
     return session
 
 
