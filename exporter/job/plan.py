@@ -126,7 +126,7 @@ class Plan:
             opening=data.opening if is_task and plain and job.logits != "all" else (),
             target=job.target,
             precision=job.precision,
-            scales=choose_scales(job.scales, job.precision),
+            scales=choose_scales(job.scales, job.precision, job.targets),
             weight_type=job.weights,
             external_data=job.external_data,
         )
