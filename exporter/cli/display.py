@@ -33,7 +33,7 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
     table.add_row("held-out accuracy", _accuracy(test.dense), _accuracy(test.circuit), f"n = {test.n}")
     for name, unseen in manifest.ood.items():
         table.add_row(f"  unseen {name}", _accuracy(unseen.dense), _accuracy(unseen.circuit), f"n = {unseen.n}")
-    if manifest.export.precision != "fp32" or manifest.export.logits == "answers":
+    if manifest.export.precision != "fp32" or manifest.export.answer_ids:
         served = manifest.export.served
         kept = "".join(f", {part} in fp32" for part in manifest.export.in_fp32)
         name = f"  the file: {manifest.export.precision}{kept}, {manifest.export.logits}"

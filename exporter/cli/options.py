@@ -162,9 +162,11 @@ WithPast = Annotated[
     take_flag("--with-past", "Keep keys and values between calls, for generating token by token.", panel=FILE_PANEL),
 ]
 Logits = Annotated[
-    Literal["all", "last", "answers"],
+    Literal["all", "last", "answers", "classes"],
     take_value(
-        "Give logits at all positions, at the last one, or there for the task's answers alone.", panel=FILE_PANEL
+        "Give logits at all positions, at the last one, or there for the task's answers alone, "
+        "as a language model or as a classifier.",
+        panel=FILE_PANEL,
     ),
 ]
 Vocab = Annotated[

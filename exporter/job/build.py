@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
 from exporter.files.scratch import make_scratch
 from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
-from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
+from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.job.command import write_command
 from exporter.job.plan import Plan, hash_sets
@@ -115,7 +115,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         test=figures.pop("test"),
         ood=figures,
         exactness=exactness,
-        export=ExportInfo.of(options, served),
+        export=ExportInfo.of(options, served, data.template),
         onnx=description,
         latency=latency,
         memory=memory,
@@ -137,6 +137,8 @@ def _export(
     sha256 = surgery.sha256 if surgery.edits else None
     origin = Origin(plan.task_info, plan.model_info, found.circuit, found.record, options, sha256)
     metadata = {**origin.to_metadata(), EXAMPLES_KEY: _give_examples(rewritten, plan.data.test, options)}
+    if plan.data.template is not None:
+        metadata[TEMPLATE_KEY] = json.dumps(asdict(plan.data.template))
     description = export_onnx(rewritten, path, options, metadata=metadata)
     if sha256 is None:
         return description, []

@@ -115,6 +115,8 @@ class Job:
                 raise UsageError(f"--int8-{name} is for --precision int8, not {self.precision}; leave it out")
         if self.external_data and self.out is not None and self.bundle is not None:
             raise UsageError("--external-data goes with --out or with --bundle; leave one of them out")
+        if self.logits == "classes" and self.with_past:
+            raise UsageError("--with-past is for generating, and --logits classes answers once; leave one of them out")
         self._check_preset()
         searched = {
             "--preset": self.preset,

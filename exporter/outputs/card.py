@@ -25,7 +25,7 @@ _LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2":
 _CARD = Template("""\
 ---
 library_name: onnx
-pipeline_tag: text-generation
+pipeline_tag: $pipeline
 tags: [circuit, mechanistic-interpretability, export-circuit]
 $front---
 # $task, from $name
@@ -68,6 +68,7 @@ def render_card(manifest: Manifest, *, max_length: int, example: str, runtimes: 
     pinned = isinstance(manifest.onnx.inputs["input_ids"][1], int)
     means = f"its mean {'at each position' if circuit.ablation.by == 'position' else 'over all positions'}"
     return _CARD.substitute(
+        pipeline="text-classification" if manifest.export.labels else "text-generation",
         front=_front_matter(model.name, licence),
         licence_text=escape_markdown(licence or "not known to the exporter; see where the model comes from"),
         task=escape_markdown(Path(manifest.task.name).name),
@@ -141,9 +142,10 @@ def _say_length(max_length: int, *, pinned: bool) -> str:
 
 def _say_export(export: ExportInfo) -> str:
     """What the file leaves out, and how it answers."""
-    where = {"all": "at every position", "last": "at the last position", "answers": "at the last position"}
-    logits = f"Logits are given {where[export.logits]}"
-    if export.logits == "answers":
+    logits = f"Logits are given {'at every position' if export.logits == 'all' else 'at the last position'}"
+    if export.labels:
+        logits += f", for {len(export.labels)} classes: {escape_markdown(', '.join(export.labels))}"
+    elif export.answer_ids:
         logits += f", for {len(export.answer_ids)} answers, whose tokens are the output `answer_token_ids`"
     parts = [logits + "."]
     if export.vocabulary is not None:

@@ -26,6 +26,7 @@ from exporter.graph.export import OnnxDescription
 from exporter.graph.int8 import STORED
 from exporter.graph.metadata import SCHEMA, ModelInfo, Plain, TaskInfo
 from exporter.graph.options import GraphOptions
+from exporter.tasks.template import Template
 from exporter.verify.exactness import Exactness
 from exporter.verify.served import Served
 
@@ -49,7 +50,8 @@ class FileInfo(Plain):
 class ExportInfo(Plain):
     """What the file leaves out and in which numbers it computes, as `GraphOptions` has it, and how it answers.
 
-    answer_ids: the token of each logit, where not all are there. vocabulary: how many embeddings are kept, None for
+    answer_ids: the token of each logit, where not all are there. labels: a classifier's classes by name. template:
+    the text around a user's text in every prompt, None without one. vocabulary: how many embeddings are kept, None for
     all. opening: how many first tokens were computed at export. batch_dependent: whether a prompt's logits can depend
     on the others in its batch, beyond rounding. in_fp32: parts of an int8 file that stay in float32, as `GraphOptions`
     names them. processors: on which an int8 file's sums are exact, `all` or in words; None in other precisions, and in
@@ -58,6 +60,8 @@ class ExportInfo(Plain):
 
     logits: str
     answer_ids: list[int]
+    labels: list[str] = Field(default_factory=list)
+    template: Template | None = None
     vocabulary: int | None
     opening: int
     target: str
@@ -70,12 +74,14 @@ class ExportInfo(Plain):
     served: Served
 
     @classmethod
-    def of(cls, options: GraphOptions, served: Served) -> ExportInfo:
+    def of(cls, options: GraphOptions, served: Served, template: Template | None = None) -> ExportInfo:
         """From the options that a file was made with."""
         int8 = options.precision == "int8"
         return cls(
             logits=options.logits,
             answer_ids=list(options.answer_ids),
+            labels=list(options.labels),
+            template=template,
             vocabulary=None if options.vocabulary is None else len(options.vocabulary),
             opening=len(options.opening),
             target=options.target,
