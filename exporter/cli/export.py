@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 
 from exporter.cli import options as opts
-from exporter.cli.arguments import read_gibibytes
+from exporter.cli.arguments import read_gibibytes, read_names
 from exporter.cli.screen import make_errors, make_screen
 from exporter.errors import UsageError
 
@@ -64,6 +64,7 @@ class ExportOptions:
     mlps: opts.Mlps = True
 
     # the exported file
+    for_: opts.For = None
     report: opts.Report = False
     with_past: opts.WithPast = False
     logits: opts.Logits = "last"
@@ -113,6 +114,7 @@ class ExportOptions:
             resume=self.resume,
             force=self.force,
             bundle=self.bundle,
+            targets=read_names(self.for_),
             with_past=self.with_past,
             logits=self.logits,
             vocab=self.vocab,

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from exporter.cli.arguments import take_file, take_flag, take_name, take_path, take_value
+from exporter.cli.arguments import take_file, take_flag, take_name, take_names, take_path, take_value
 
 TASK_PANEL, CIRCUIT_PANEL, FILE_PANEL, RUNNING_PANEL = "Task and model", "Circuit", "Exported file", "Running"
 
@@ -33,6 +33,13 @@ Model = Annotated[
 ]
 Out = Annotated[Path | None, take_path("The ONNX file to write; its manifest goes beside it.")]
 Bundle = Annotated[Path | None, take_path("A folder to write: model, tokenizer, configuration, card and run.py.")]
+For = Annotated[
+    list[str] | None,
+    take_names(
+        "--for",
+        "What the bundle is for: onnxruntime, optimum, genai, ...; several may be given. Default: what fits of these.",
+    ),
+]
 Alpha = Annotated[
     float | None,
     take_value("KL threshold per step, in nats. Default: the task's own.", panel=CIRCUIT_PANEL, metavar="NATS"),

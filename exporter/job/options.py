@@ -12,6 +12,7 @@ from exporter.errors import UsageError
 from exporter.files.names import REPORT_SUFFIX, SUFFIXES
 from exporter.graph.options import Logits, Precision, Scales, Target
 from exporter.metrics import METRICS, SEARCHED
+from exporter.outputs.targets import take_targets
 from exporter.search.healing import Heal
 from exporter.search.lessons import Teacher
 from exporter.search.rules import Budget
@@ -57,7 +58,8 @@ class Job:
     from the others', and a mean over both loses precision in float32. A `circuit` file has its own. `memory_limit` is
     in bytes. `device` and `dtype` are the search's; the stages after it compute in float32. `resume` continues from the
     journal beside the first output. `force` replaces an existing output, and accepts a task file at which the model is
-    no better than chance. `bundle` is a folder to write instead of `out`, or beside it. `report` writes a page for
+    no better than chance. `bundle` is a folder to write instead of `out`, or beside it, and `targets` the runtimes
+    that it is for (`exporter.outputs.targets`; none: the usual files). `report` writes a page for
     reading beside each manifest. `with_past` exports a graph
     with a key-value cache. `logits`, `target`, `precision`, `scales` and `external_data` are those of `GraphOptions`,
     with the task's answers as `answer_ids`; `vocab` "task" keeps only the embeddings of the task's tokens, and
@@ -89,6 +91,7 @@ class Job:
     resume: bool = False
     force: bool = False
     bundle: Path | None = None
+    targets: tuple[str, ...] = ()
     with_past: bool = False
     logits: Logits = "last"
     vocab: Literal["full", "task"] = "full"
@@ -178,6 +181,9 @@ class Job:
         if self.out is not None and self.out.suffix != ".onnx":
             small = " in small letters" if self.out.suffix.lower() == ".onnx" else ""
             raise UsageError(f"--out is {str(self.out)!r}; give a name that ends in .onnx{small}")
+        object.__setattr__(self, "targets", take_targets(self.targets))
+        if self.targets and self.bundle is None:
+            raise UsageError("--for says what a bundle is for; give --bundle, or leave --for out")
         if self.out is None or self.bundle is None:
             return
         bundle = self.bundle.absolute()

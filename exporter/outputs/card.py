@@ -16,7 +16,6 @@ from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_yaml
 from exporter.evidence.evaluate import Evaluation
 from exporter.evidence.sentences import describe_sets
-from exporter.graph.options import Form
 from exporter.metrics.statistics import Accuracy
 from exporter.outputs.manifest import ExportInfo, Manifest
 
@@ -48,8 +47,7 @@ $latency
     python run.py $quoted
 
 needs onnxruntime, numpy and tokenizers only. $command does the same. $length
-$optimum
-$genai
+$runtimes
 ## Origin
 - Dense model: $name$revision, weights sha256 $sha256
 - Licence of the dense model: $licence_text
@@ -59,8 +57,8 @@ $genai
 $notes""")
 
 
-def render_card(manifest: Manifest, form: Form, *, kv_heads: Sequence[int], max_length: int, example: str) -> str:
-    """README.md. `kv_heads` has the key/value heads of each attention sublayer whose past is kept."""
+def render_card(manifest: Manifest, *, max_length: int, example: str, runtimes: Sequence[str] = ()) -> str:
+    """README.md. `runtimes` are paragraphs of Markdown on how to run it, beside run.py."""
     # names, prompts and notes come from files: none of them may end a table, a code block or the lines for the hub
     quoted = shlex.quote(escape_controls(" ".join(example.splitlines()), keep="\t"))
     circuit, model, size, exact = manifest.get_circuit(), manifest.model, manifest.size, manifest.exactness
@@ -98,10 +96,7 @@ def render_card(manifest: Manifest, form: Form, *, kv_heads: Sequence[int], max_
         length=_say_length(max_length, pinned=pinned),
         export=_say_export(manifest.export),
         this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
-        optimum="" if manifest.export.logits == "answers" else _say_optimum(form, kv_heads, pinned=pinned),
-        genai="\nonnxruntime-genai reads this folder (`genai_config.json`).\n"
-        if form == "past" and manifest.export.logits != "answers"
-        else "",
+        runtimes="".join(f"\n{text}\n" for text in runtimes),
         revision="" if model.revision is None else f", revision {quote_code(model.revision)}",
         sha256=quote_code(model.sha256),
         task_parameters=quote_code(json.dumps(manifest.task.parameters)),
@@ -165,18 +160,6 @@ def _say_export(export: ExportInfo) -> str:
     if export.batch_dependent:
         parts.append("A prompt's logits depend slightly on the others in its batch (one scale for all activations).")
     return " ".join(parts)
-
-
-def _say_optimum(form: Form, kv_heads: Sequence[int], *, pinned: bool) -> str:
-    if len(set(kv_heads)) > 1:
-        counts = ", ".join(map(str, kv_heads))
-        return (
-            f"\nOptimum cannot generate with it: it makes the past of every layer alike, and these have {counts} heads."
-        )
-    if pinned:
-        return "\nOptimum computes logits with it (`use_cache=False`), but cannot generate with a pinned length."
-    use_cache = bool(kv_heads)
-    return f"\nWith Optimum: `ORTModelForCausalLM.from_pretrained(folder, use_cache={use_cache})`."
 
 
 def _row(name: str, test: Evaluation) -> str:

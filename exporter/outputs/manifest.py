@@ -93,6 +93,8 @@ class Manifest(Plain):
     `memory` is measured for a report only. `command` is what does the job again. `prompts` and `attention` are for
     reading (`exporter.outputs.report`). Older manifests have none of the four.
     `controls` are those of `--evidence full`, None without it.
+    `targets` are the runtimes that a bundle was made for, where the user named some; `graphs` are its other ONNX files
+    by name, with folders.
     """
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
@@ -117,6 +119,8 @@ class Manifest(Plain):
     prompts: list[ShownPrompt] = Field(default_factory=list)
     attention: ShownAttention | None = None
     controls: Controls | None = None
+    targets: list[str] = Field(default_factory=list)
+    graphs: dict[str, ExportInfo] = Field(default_factory=dict)
 
     def get_circuit(self) -> Circuit:
         """The circuit as its own type."""

@@ -10,9 +10,10 @@ from typing import Any
 from exporter.files.names import CONFIG, GENERATION
 from exporter.loading.sources.quiet import quiet_transformers
 from exporter.outputs.shape import BundleShape
+from exporter.outputs.targets.target import BundleTarget, Contents
 
 
-def write_optimum(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
+def write_optimum(shape: BundleShape) -> Contents:
     """Both files."""
     return {CONFIG: make_config(shape), GENERATION: make_generation_config(shape)}
 
@@ -63,3 +64,20 @@ def make_generation_config(shape: BundleShape) -> dict[str, Any]:
         "max_length": shape.max_length,
         "use_cache": bool(shape.kv_heads),
     }
+
+
+def describe_optimum(shape: BundleShape) -> str:
+    """How to open it, and what it cannot do."""
+    if shape.manifest.export.logits not in ("all", "last"):
+        return ""
+    if len(set(shape.kv_heads)) > 1:
+        counts = ", ".join(map(str, shape.kv_heads))
+        return (
+            f"Optimum cannot generate with it: it makes the past of every layer alike, and these have {counts} heads."
+        )
+    if shape.pinned:
+        return "Optimum computes logits with it (`use_cache=False`), but cannot generate with a pinned length."
+    return f"With Optimum: `ORTModelForCausalLM.from_pretrained(folder, use_cache={bool(shape.kv_heads)})`."
+
+
+OPTIMUM = BundleTarget(write_optimum, describe=describe_optimum)

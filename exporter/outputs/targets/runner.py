@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from string import Template
-from typing import Any
 
-from exporter.files.names import RUNNER
+from exporter.files.names import GENERATION, RUNNER
 from exporter.graph.guards import GUARDS
 from exporter.graph.options import Form
 from exporter.outputs.shape import BundleShape
+from exporter.outputs.targets.optimum import make_generation_config
+from exporter.outputs.targets.target import BundleTarget, Contents
 
 _HEAD = """\
 # python run.py "a prompt" prints it with the likeliest text after it; needs onnxruntime, numpy and tokenizers.
@@ -43,8 +44,8 @@ print(tokenizer.decode(ids))
 """
 
 
-def write_runner(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
-    """The script, for the graph's own outputs."""
+def write_runner(shape: BundleShape) -> Contents:
+    """The script, for the graph's own outputs; and what `export-circuit run` reads the stop tokens from."""
     outputs = shape.manifest.onnx.outputs
     script = render_runner(
         shape.form,
@@ -55,7 +56,7 @@ def write_runner(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
         answers="answer_token_ids" in outputs,
         guards=[name for name in GUARDS if name in outputs],
     )
-    return {RUNNER: script}
+    return {RUNNER: script, GENERATION: make_generation_config(shape)}
 
 
 def render_runner(
@@ -88,3 +89,6 @@ def render_runner(
         guarded="".join(f'; out["{name}"].all() or sys.exit("{GUARDS[name]}")' for name in guards),
         stop_ids=tuple(stop_ids),
     )
+
+
+ONNXRUNTIME = BundleTarget(write_runner)
