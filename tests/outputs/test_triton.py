@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import EVEN, UNEVEN, Bundle, make_bundle, make_dense
+from bundles import EVEN, UNEVEN, Bundle, make_bundle
 from triton_rules import RefusalError, Repository
 
 from exporter.circuit import Ablation
 from exporter.graph.options import GraphOptions
-from exporter.outputs.shape import BundleShape
-from exporter.outputs.targets.triton import MAX_BATCH, name_repository, write_repository
+from exporter.outputs.targets.triton import MAX_BATCH
 
 PROMPT, OTHER = [3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]
 ANSWERS = (3, 9, 20)
@@ -26,18 +25,12 @@ GRAPHS = {
     "answers": GraphOptions(logits="answers", answer_ids=ANSWERS),
     "vocabulary": GraphOptions(form="masked", logits="answers", answer_ids=ANSWERS, vocabulary=KNOWN),
     "int8": GraphOptions(precision="int8", scales="token", logits="last"),
-    "int8 by batch": GraphOptions(precision="int8", logits="last"),
     "fp16": GraphOptions(precision="fp16", form="past", logits="last"),
 }
 
 
 def make_repository(folder: Path, graph: GraphOptions, **options: object) -> tuple[Bundle, Repository]:
-    bundle = make_bundle(folder / "b", graph=graph, form=graph.form, **options)
-    shape = BundleShape(bundle.folder / "model.onnx", bundle.manifest, make_dense())
-    (folder / "acronym" / "1").mkdir(parents=True)
-    for name, text in write_repository(shape).items():
-        (folder / name).write_text(text)
-    (folder / "acronym" / "1" / "model.onnx").write_bytes((bundle.folder / "model.onnx").read_bytes())
+    bundle = make_bundle(folder, graph=graph, form=graph.form, targets=["triton"], **options)
     return bundle, Repository(folder / "acronym")
 
 
@@ -58,12 +51,7 @@ def test_every_graph_is_taken_and_answers_as_the_circuit(name: str, pinned: bool
     bundle, repository = make_repository(tmp_path, graph, heads=UNEVEN, ablation=ablation)
     assert repository.config.max_batch_size == MAX_BATCH
     requests = [make_request(repository, prompt) for prompt in (PROMPT, OTHER)]
-    if name == "int8 by batch":  # whose requests would change each other's answers
-        with pytest.raises(RefusalError, match="does not batch"):
-            repository.infer(requests)
-        found = [repository.infer([request])[0] for request in requests]
-    else:
-        found = repository.infer(requests)
+    found = repository.infer(requests)
     for request, batched in zip(requests, found, strict=True):
         alone = repository.session.run(["logits"], request)[0]
         np.testing.assert_allclose(
@@ -124,14 +112,15 @@ def test_the_rules_would_notice(right: str, wrong: str, message: str, tmp_path: 
 def test_where_it_runs_and_how_long_it_waits(tmp_path: Path) -> None:
     kinds = {}
     for name in ("plain", "int8", "fp16"):
-        (tmp_path / name).mkdir()
         _, repository = make_repository(tmp_path / name, GRAPHS[name], heads=EVEN)
         kinds[name] = [group.kind for group in repository.config.instance_group]
         assert 0 < repository.config.dynamic_batching.max_queue_delay_microseconds <= 1000
     assert kinds == {"plain": [], "int8": [2], "fp16": [1]}  # KIND_CPU, KIND_GPU
 
 
-def test_a_task_file_names_a_folder_that_any_server_takes() -> None:
-    assert name_repository("acronym") == "acronym"
-    assert name_repository("/data/my task (v2).jsonl") == "my-task-v2"
-    assert name_repository("..") == name_repository("Ωμέγα.jsonl") == "model"
+def test_a_server_needs_nothing_but_the_folder_and_the_card_says_how(tmp_path: Path) -> None:
+    bundle, _ = make_repository(tmp_path / "b", GRAPHS["answers"])
+    names = {"acronym/config.pbtxt", "acronym/labels.txt", "acronym/1/model.onnx"}
+    assert names <= set(bundle.manifest.files) and set(bundle.manifest.graphs) == {"acronym/1/model.onnx"}
+    card = (tmp_path / "b" / "README.md").read_text()
+    assert "--model-control-mode=explicit --load-model=acronym" in card and "1 to 24 a prompt" in card
