@@ -81,7 +81,7 @@ def _decode(
     """Decode prompts as one batch. An ended prompt leaves the batch, so each result is as for the prompt alone."""
     results = [Generation() for _ in prompts]
     longest, answer_ids = read_max_length(session) or np.inf, read_answer_ids(session)
-    ids, mask = _pad_left(prompts)  # (batch, pos)
+    ids, mask = pad_left(prompts)  # (batch, pos)
     left = np.arange(len(prompts))  # indices of the prompts that are still in the batch
     past: Arrays = {}
     while len(left):
@@ -113,7 +113,7 @@ def _decode(
     return results
 
 
-def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Token ids (batch, pos) int64, 0 at padding, and the mask, (batch, pos) bool."""
     pos = max(map(len, prompts), default=0)
     ids, mask = np.zeros((len(prompts), pos), np.int64), np.zeros((len(prompts), pos), bool)
