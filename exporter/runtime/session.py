@@ -67,12 +67,14 @@ def has_provider(provider: str) -> bool:
 
 
 def open_session(
-    path: str | Path, *, provider: str = "cpu", threads: int | None = None
+    path: str | Path, *, provider: str = "cpu", threads: int | None = None, spin: bool = True
 ) -> onnxruntime.InferenceSession:
     """A session on one provider, `cpu` or `cuda`, without fallback to another one.
 
-    `threads`: number of intra-op threads (None: ONNX Runtime's default, one per core). Raises MissingRuntimeError: the
-    provider is missing. Raises InputError: ONNX Runtime cannot load the file, or its int8 sums would saturate here.
+    `threads`: number of intra-op threads (None: ONNX Runtime's default, one per core). `spin`: whether idle threads
+    wait busily, which wakes them sooner, and takes processor time from all others. Raises MissingRuntimeError: the
+    provider is missing. Raises InputError: ONNX Runtime cannot load the file, or its int8 sums
+    would saturate here.
     """
     require_regular(path)
     ort = import_onnxruntime()
@@ -85,6 +87,8 @@ def open_session(
     options.log_severity_level = 3  # errors only: warnings would mix with ours
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
@@ -169,16 +173,7 @@ def run_step(
     A classifier's logits, (batch, class), come as (batch, 1, class). `past`: returned by the previous call; empty for
     the first one. Raises InputError: a guard is false for a prompt.
     """
-    feeds: Arrays = {"input_ids": input_ids}
-    if read_form(session) == "plain":
-        assert mask.all(), "this model takes no mask"
-    else:
-        feeds["attention_mask"] = mask.astype(np.int64)
-    cached = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
-    for value in cached:
-        batch, (_, n_kv, _, d_head) = len(input_ids), value.shape
-        empty = np.zeros((batch, n_kv, 0, d_head), np.float16 if "float16" in value.type else np.float32)
-        feeds[value.name] = past.get(value.name, empty)
+    feeds, cached = make_feeds(session, input_ids, mask, past), _find_cached(session)
     presents = [value.name.replace("past_key_values", "present") for value in cached]
     outputs = {value.name for value in session.get_outputs()}
     guards = [name for name in GUARDS if name in outputs]
@@ -192,6 +187,30 @@ def run_step(
     if logits.ndim == 2:
         logits = logits[:, None]
     return logits, {value.name: array for value, array in zip(cached, others, strict=True)}
+
+
+def make_feeds(
+    session: onnxruntime.InferenceSession,
+    input_ids: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any],
+    past: Mapping[str, np.ndarray[Any, Any]],
+) -> Arrays:
+    """The inputs of one call by name, as `run_step` describes them; an empty past where none is given."""
+    feeds: Arrays = {"input_ids": input_ids}
+    if read_form(session) == "plain":
+        assert mask.all(), "this model takes no mask"
+    else:
+        feeds["attention_mask"] = mask.astype(np.int64)
+    for value in _find_cached(session):
+        batch, (_, n_kv, _, d_head) = len(input_ids), value.shape
+        empty = np.zeros((batch, n_kv, 0, d_head), np.float16 if "float16" in value.type else np.float32)
+        feeds[value.name] = past.get(value.name, empty)
+    return feeds
+
+
+def _find_cached(session: onnxruntime.InferenceSession) -> list[Any]:
+    """The inputs that take keys and values of earlier calls."""
+    return [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
 
 
 def read_vocab_size(session: onnxruntime.InferenceSession) -> int:
