@@ -76,6 +76,7 @@ def make_bundle(
     positions: int = 24,
     model: LanguageModel | None = None,
     graph: GraphOptions | None = None,
+    targets: Sequence[str] = (),
     **options: object,
 ) -> Bundle:
     model = make_dense(family, positions=positions) if model is None else model
@@ -90,7 +91,7 @@ def make_bundle(
     export = ExportInfo.of(graph, known.export.served)
     changes = {"onnx": description, "circuit": circuit.to_json(), "model": info, "export": export}
     manifest = known.model_copy(update=changes)
-    return Bundle(folder, rewritten, write_bundle(folder, manifest, model, example="w3 w1 w4"))
+    return Bundle(folder, rewritten, write_bundle(folder, manifest, model, example="w3 w1 w4", targets=targets))
 
 
 def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -176,9 +176,16 @@ Vocab = Annotated[
     ),
 ]
 Int8Scales = Annotated[
-    Literal["tensor", "token"],
+    Literal["tensor", "token"] | None,
     take_value(
         "In int8: a scale for the whole batch, or for each token, so that prompts do not meet.", panel=FILE_PANEL
+    ),
+]
+Int8Weights = Annotated[
+    Literal["uint8", "int7", "int8"],
+    take_value(
+        "In int8: how weights are stored; uint8 and int7 are exact everywhere, int8 with VNNI or on ARM.",
+        panel=FILE_PANEL,
     ),
 ]
 Target = Annotated[

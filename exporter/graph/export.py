@@ -18,7 +18,8 @@ from exporter.errors import InputError
 from exporter.files import weights_name
 from exporter.files.onnx_file import read_onnx
 from exporter.graph.author import GraphAuthor
-from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.graph.int8 import STORED
+from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import GraphOptions
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope
@@ -78,6 +79,8 @@ def export_onnx(
     props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
     if options.answers_only:
         props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
+    if options.precision == "int8":
+        props[PROCESSORS_KEY] = STORED[options.weight_type].processors
     if options.labels:
         props[LABELS_KEY] = json.dumps(list(options.labels))
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)

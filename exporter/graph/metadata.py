@@ -25,6 +25,7 @@ VOCAB_SIZE_KEY = f"{PREFIX}vocab_size"  # size of the dense model's vocabulary
 ANSWER_IDS_KEY = f"{PREFIX}answer_token_ids"  # JSON list: the token id of each logit, where they are not all
 LABELS_KEY = f"{PREFIX}labels"  # JSON list: the name of each class, for logits="classes"
 SURGERY_KEY = f"{PREFIX}surgery"  # sha256 of the surgery, where weights were healed: it lies beside the file
+PROCESSORS_KEY = f"{PREFIX}int8_processors"  # on which an int8 file's sums are exact: see `exporter.graph.int8`
 TEMPLATE_KEY = f"{PREFIX}template"  # JSON: the text before and after a user's text in each prompt, if there is such
 EXAMPLES_KEY = f"{PREFIX}examples"  # JSON: some prompts and the circuit's answers, see `Examples`
 

@@ -17,7 +17,7 @@ Logits = Literal["all", "last", "answers", "classes"]
 Target = Literal["portable", "ort"]
 Precision = Literal["fp32", "int8", "fp16", "bf16"]
 Scales = Literal["tensor", "token"]
-WeightType = Literal["int8", "uint8"]
+WeightType = Literal["uint8", "int7", "int8"]
 _CHOICES: dict[str, Any] = {
     "form": Form,
     "logits": Logits,
@@ -42,12 +42,13 @@ class GraphOptions:
     keys and values are computed at export; in_vocabulary is False for a prompt with another start. target: `portable`
     uses standard operators only, `ort` also ONNX Runtime's. precision: of weights and products. scales (int8): one for
     the activations of a whole batch (`tensor`), so that a prompt's logits depend on the other prompts in the batch, or
-    one for each `token`, so that they do not. weight_type (int8): how weights are stored; `uint8` is for x86 processors
-    without VNNI, whose 16-bit sums of int8 products saturate. in_fp32 (int8): parts that stay in float32: sublayers by
-    name (`a3`, the attention of layer 3; `m5`, an MLP), the embedding `W_E`, and `unembed`. external_data: weights in a
-    file beside the graph, which ONNX Runtime maps into memory. guard: adds the outputs in_scope, (batch,) bool, False
-    for a prompt that is not of the task, and scope_distance (`exporter.network.scope`), in float32. Raises InputError: an option of a wrong type or value,
-    or options that conflict.
+    one for each `token`, so that they do not. weight_type (int8): how weights are stored: with `uint8`, and with
+    `int7`, one bit coarser, sums are exact on every processor; with `int8` on some (`exporter.graph.int8`). in_fp32
+    (int8): parts that stay in float32: sublayers by name (`a3`, the attention of layer 3; `m5`, an MLP), the embedding
+    `W_E`, and `unembed`. external_data: weights in a file beside the graph, which ONNX Runtime maps into memory. guard:
+    adds the outputs in_scope, (batch,) bool, False for a prompt that is not of the task, and scope_distance
+    (`exporter.network.scope`), in float32. Raises InputError: an option of a wrong type or value, or options that
+    conflict.
     """
 
     form: Form = "plain"
@@ -60,7 +61,7 @@ class GraphOptions:
     target: Target = "portable"
     precision: Precision = "fp32"
     scales: Scales = "tensor"
-    weight_type: WeightType = "int8"
+    weight_type: WeightType = "uint8"
     in_fp32: tuple[str, ...] = ()
     external_data: bool = False
     guard: bool = False

@@ -43,7 +43,8 @@ from exporter.search.rules import DEPLOY
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
 from exporter.verify.exactness import Exactness, check_file, verify_surgery
-from exporter.verify.precision import Served, evaluate_file, require_precision
+from exporter.verify.precision import compare_batches, evaluate_file, require_precision
+from exporter.verify.served import Served
 
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
@@ -219,7 +220,10 @@ def _check(
             exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
     is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
     provider = "cuda" if is_half and has_provider("cuda") else "cpu"
-    served = evaluate_file(open_session(path, provider=provider), rewritten, data.test)
+    session = open_session(path, provider=provider)
+    served = evaluate_file(session, rewritten, data.test)
+    if options.precision == "int8":
+        served = replace(served, mates=compare_batches(session, data.test))
     if gated:
         require_precision(served, options)
     return exactness, served

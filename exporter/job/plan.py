@@ -17,8 +17,8 @@ from exporter.loading.families import FAMILIES
 from exporter.loading.load import LanguageModel, load_model
 from exporter.metrics.divergence import ARITHMETIC
 from exporter.outputs.healed import load_surgery
+from exporter.outputs.targets.scales import choose_scales
 from exporter.rewrite.surgery import Surgery
-from exporter.runtime.session import has_int8_sums
 from exporter.search.lessons import require_labels
 from exporter.search.rules import DEPLOY, AlphaRule, Budget
 from exporter.search.thresholds import Threshold, find_threshold
@@ -128,8 +128,8 @@ class Plan:
             opening=data.opening if is_task and plain and job.logits != "all" else (),
             target=job.target,
             precision=job.precision,
-            scales=job.scales,
-            weight_type="int8" if has_int8_sums() else "uint8",
+            scales=choose_scales(job.scales, job.precision, job.targets),
+            weight_type=job.weights,
             external_data=job.external_data,
         )
 
@@ -194,8 +194,9 @@ class Plan:
         key: dict[str, Any] = {"search": "gradual", "budget": budget.to_json(), "seed": job.seed}
         key |= {"heal": job.heal, "teacher": job.teacher}
         if budget.max_latency_ms is not None:
-            names = ("logits", "vocab", "target", "precision", "scales", "external_data")
-            key["file"] = {"form": self.form} | {name: getattr(job, name) for name in names}
+            names = ("logits", "target", "precision", "scales", "external_data", "weight_type")
+            file = {name: getattr(self.options, name) for name in names}
+            key["file"] = {"form": self.form, "vocab": job.vocab} | file
         return key
 
     @property

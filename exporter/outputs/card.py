@@ -16,8 +16,10 @@ from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_yaml
 from exporter.evidence.evaluate import Evaluation
 from exporter.evidence.sentences import describe_sets
+from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
 from exporter.outputs.manifest import ExportInfo, Manifest
+from exporter.verify.served import describe_mates
 
 _LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2": "apache-2.0"}
 _CARD = Template("""\
@@ -161,6 +163,14 @@ def _say_export(export: ExportInfo) -> str:
         parts.append(f"Of its parts {names} stayed in fp32: in int8 they lost more than the budget allows.")
     if export.batch_dependent:
         parts.append("A prompt's logits depend slightly on the others in its batch (one scale for all activations).")
+    if served.mates is not None:
+        parts.append(f"{served.mates.n} held-out prompts, {describe_mates(served.mates)}.")
+    if export.processors == EVERYWHERE:
+        parts.append("Its int8 sums are exact on every processor that ONNX Runtime is made for.")
+    elif export.processors is not None:
+        parts.append(
+            f"**Its int8 sums are exact on {export.processors}**; elsewhere they saturate, and answers are wrong."
+        )
     return " ".join(parts)
 
 

@@ -18,7 +18,15 @@ from exporter.errors import InputError, MissingRuntimeError
 from exporter.files import parse_json
 from exporter.files.reading import require_regular
 from exporter.graph.guards import GUARDS, REMEDIES, SCOPE_DISTANCE, TEXT_GUARDS
-from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, TEMPLATE_KEY, VOCAB_SIZE_KEY
+from exporter.graph.int8 import EVERYWHERE
+from exporter.graph.metadata import (
+    ANSWER_IDS_KEY,
+    LABELS_KEY,
+    MAX_LENGTH_KEY,
+    PROCESSORS_KEY,
+    TEMPLATE_KEY,
+    VOCAB_SIZE_KEY,
+)
 from exporter.graph.options import Form
 from exporter.tasks.template import Template
 
@@ -59,12 +67,14 @@ def has_provider(provider: str) -> bool:
 
 
 def open_session(
-    path: str | Path, *, provider: str = "cpu", threads: int | None = None
+    path: str | Path, *, provider: str = "cpu", threads: int | None = None, spin: bool = True
 ) -> onnxruntime.InferenceSession:
     """A session on one provider, `cpu` or `cuda`, without fallback to another one.
 
-    `threads`: number of intra-op threads (None: ONNX Runtime's default, one per core). Raises MissingRuntimeError: the
-    provider is missing. Raises InputError: ONNX Runtime cannot load the file.
+    `threads`: number of intra-op threads (None: ONNX Runtime's default, one per core). `spin`: whether idle threads
+    wait busily, which wakes them sooner, and takes processor time from all others. Raises MissingRuntimeError: the
+    provider is missing. Raises InputError: ONNX Runtime cannot load the file, or its int8 sums
+    would saturate here.
     """
     require_regular(path)
     ort = import_onnxruntime()
@@ -77,6 +87,8 @@ def open_session(
     options.log_severity_level = 3  # errors only: warnings would mix with ours
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
@@ -91,6 +103,12 @@ def open_session(
         raise InputError(f"ONNX Runtime cannot load {Path(path).name}: {first}") from error
     if session.get_providers()[0] != name:
         raise MissingRuntimeError(f"ONNX Runtime placed the model on {session.get_providers()[0]}, not on {name}")
+    processors = session.get_modelmeta().custom_metadata_map.get(PROCESSORS_KEY, EVERYWHERE)
+    if provider == "cpu" and processors != EVERYWHERE and not has_int8_sums():
+        raise InputError(
+            f"{Path(path).name} is exact on {processors} only, and this processor is none of them: its 16-bit sums of "
+            "int8 products would saturate; export with --int8-weights uint8 or int7"
+        )
     return session
 
 
@@ -183,15 +201,16 @@ def call_step(
     guards: Collection[str],
 ) -> tuple[np.ndarray[Any, Any], Arrays, Arrays]:
     """`run_step` that raises nothing: also returns what those of `guards` that the file has say, (batch,) by name."""
-    feeds = make_feeds(session, input_ids, mask, past)
+    feeds, cached = make_feeds(session, input_ids, mask, past), _find_cached(session)
     names = {value.name for value in session.get_outputs()}
     asked = [name for name in guards if name in names]
-    presents = [name.replace("past_key_values", "present") for name in _name_past(session)]
+    presents = [value.name.replace("past_key_values", "present") for value in cached]
     logits, *others = session.run(["logits", *asked, *presents], feeds)
     seen = dict(zip(asked, others, strict=False))
     if logits.ndim == 2:  # a classifier's
         logits = logits[:, None]
-    return logits, dict(zip(_name_past(session), others[len(asked) :], strict=True)), seen
+    kept = zip(cached, others[len(asked) :], strict=True)
+    return logits, {value.name: array for value, array in kept}, seen
 
 
 def run_guards(
@@ -213,22 +232,22 @@ def make_feeds(
     mask: np.ndarray[Any, Any],
     past: Mapping[str, np.ndarray[Any, Any]],
 ) -> Arrays:
-    """A call's inputs by name; arguments as in `run_step`."""
+    """The inputs of one call by name, as `run_step` describes them; an empty past where none is given."""
     feeds: Arrays = {"input_ids": input_ids}
     if read_form(session) == "plain":
         assert mask.all(), "this model takes no mask"
     else:
         feeds["attention_mask"] = mask.astype(np.int64)
-    cached = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
-    for value in cached:
+    for value in _find_cached(session):
         batch, (_, n_kv, _, d_head) = len(input_ids), value.shape
         empty = np.zeros((batch, n_kv, 0, d_head), np.float16 if "float16" in value.type else np.float32)
         feeds[value.name] = past.get(value.name, empty)
     return feeds
 
 
-def _name_past(session: onnxruntime.InferenceSession) -> list[str]:
-    return [value.name for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+def _find_cached(session: onnxruntime.InferenceSession) -> list[Any]:
+    """The inputs that take keys and values of earlier calls."""
+    return [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
 
 
 def read_vocab_size(session: onnxruntime.InferenceSession) -> int:

@@ -115,12 +115,18 @@ def test_the_examples_are_those_that_rounding_changes_least() -> None:
     assert one["answers"] == [3] * N_EXAMPLES
 
 
-@pytest.mark.parametrize("options", [(), ("--int8-scales", "token"), ("--target", "ort")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [("--int8-weights", "int7"), ("--int8-scales", "token"), ("--target", "ort")], ids=" ".join
+)
 def test_int8(options: tuple[str, ...], export: Callable[..., Manifest], tmp_path: Path, run: Run) -> None:
     manifest = export("--precision", "int8", *options, "--vocab", "task", "--logits", "answers")
     info = manifest.export
     assert (info.precision, info.scales) == ("int8", "token" if "token" in options else "tensor")
     assert info.batch_dependent == ("token" not in options)
+    assert (info.weight_type, info.processors) == ("int7" if "int7" in options else "uint8", "all")
+    mates = info.served.mates
+    assert mates is not None and (mates.n, mates.batch, mates.changed) == (30, 30, 0.0)
+    assert (mates.largest_difference < 1e-4) == ("token" in options)
     assert 0 < info.served.largest_difference < 1 and info.served.agreement >= 0.99
     assert manifest.exactness.rewritten_vs_onnx <= manifest.exactness.limit  # of the same graph in fp32
     domains = {node.domain for node in onnx.load(tmp_path / "m.onnx").graph.node}
@@ -182,6 +188,7 @@ def test_bf16_needs_cuda(tmp_path: Path, run: Run) -> None:
     ("options", "message"),
     [
         (("--int8-scales", "token"), "for --precision int8, not fp32"),
+        (("--int8-weights", "int7"), "for --precision int8, not fp32"),
         (("--external-data", "--bundle", "b"), "leave one of them out"),
         (("--logits", "some"), "Invalid value"),
         (("--logits", "classes", "--with-past"), "--logits classes answers once; leave one of them out"),
