@@ -71,6 +71,7 @@ class ExportOptions:
     int8_scales: opts.Int8Scales = "tensor"
     target: opts.Target = "portable"
     external_data: opts.ExternalData = False
+    guard: opts.Guard = False
 
     # running
     memory_limit: opts.MemoryLimit = None
@@ -120,6 +121,7 @@ class ExportOptions:
             precision=self.precision,
             scales=self.int8_scales,
             external_data=self.external_data,
+            guard=self.guard,
             report=self.report,
         )
 

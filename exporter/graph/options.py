@@ -44,8 +44,8 @@ class GraphOptions:
     without VNNI, whose 16-bit sums of int8 products saturate. in_fp32 (int8): parts that stay in float32: sublayers by
     name (`a3`, the attention of layer 3; `m5`, an MLP), the embedding `W_E`, and `unembed`. external_data: weights in a
     file beside the graph, which ONNX Runtime maps into memory. guard: adds the outputs in_scope, (batch,) bool, False
-    for a prompt that is not of the task, and scope_distance (`exporter.network.scope`), in float32. Raises InputError: an option of a wrong type or value,
-    or options that conflict.
+    for a prompt that is not of the task, and scope_distance (`exporter.network.scope`), in float32. Raises InputError:
+    an option of a wrong type or value, or options that conflict.
     """
 
     form: Form = "plain"

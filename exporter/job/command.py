@@ -26,6 +26,7 @@ _OPTIONS = {
     "scales": "--int8-scales",
     "target": "--target",
     "external_data": "--external-data",
+    "guard": "--guard",
     "report": "--report",
     "device": "--device",
     "dtype": "--dtype",

@@ -24,7 +24,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "alpha": (int, float, type(None)),
     "sizes": (SplitSizes, type(None)),
     "parameters": (dict,),
-    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data", "report"), (bool,)),
+    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data", "report", "guard"), (bool,)),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("cpu", "cuda"),
@@ -58,9 +58,9 @@ class Job:
     in bytes. `device` and `dtype` are the search's; the stages after it compute in float32. `resume` continues from the
     journal beside the first output. `force` replaces an existing output, and accepts a task file at which the model is
     no better than chance. `bundle` is a folder to write instead of `out`, or beside it. `report` writes a page for
-    reading beside each manifest. `with_past` exports a graph
-    with a key-value cache. `logits`, `target`, `precision`, `scales` and `external_data` are those of `GraphOptions`,
-    with the task's answers as `answer_ids`; `vocab` "task" keeps only the embeddings of the task's tokens, and
+    reading beside each manifest. `with_past` exports a graph with a key-value cache. `logits`, `target`, `precision`,
+    `scales`, `external_data` and `guard` are those of `GraphOptions`, with the task's answers as `answer_ids`; `vocab`
+    "task" keeps only the embeddings of the task's tokens, and
     precomputes the shared opening of its prompts.
 
     Raises InputError: a value of a wrong type or none of the choices; UsageError: an unknown task, an alpha that is
@@ -97,6 +97,7 @@ class Job:
     scales: Scales = "tensor"
     external_data: bool = False
     report: bool = False
+    guard: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()

@@ -129,6 +129,7 @@ class Plan:
             scales=job.scales,
             weight_type="int8" if has_int8_sums() else "uint8",
             external_data=job.external_data,
+            guard=job.guard,
         )
 
     @property
@@ -194,6 +195,7 @@ class Plan:
         if budget.max_latency_ms is not None:
             names = ("logits", "vocab", "target", "precision", "scales", "external_data")
             key["file"] = {"form": self.form} | {name: getattr(job, name) for name in names}
+            key["file"] |= {"guard": True} if job.guard else {}
         return key
 
     @property

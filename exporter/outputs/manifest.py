@@ -19,6 +19,7 @@ from exporter.errors import InputError
 from exporter.evidence.controls import Controls
 from exporter.evidence.evaluate import Evaluation
 from exporter.evidence.footprint import Memory
+from exporter.evidence.guard import GuardFigures
 from exporter.evidence.latency import Latency
 from exporter.evidence.showing import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text
@@ -92,7 +93,7 @@ class Manifest(Plain):
     `alpha_sweep` is where a task's own alpha comes from; None where alpha was given, or swept for something else.
     `memory` is measured for a report only. `command` is what does the job again. `prompts` and `attention` are for
     reading (`exporter.outputs.report`). Older manifests have none of the four.
-    `controls` are those of `--evidence full`, None without it.
+    `controls` are those of `--evidence full`, None without it; `guard` is of `--guard`.
     """
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
@@ -117,6 +118,7 @@ class Manifest(Plain):
     prompts: list[ShownPrompt] = Field(default_factory=list)
     attention: ShownAttention | None = None
     controls: Controls | None = None
+    guard: GuardFigures | None = None
 
     def get_circuit(self) -> Circuit:
         """The circuit as its own type."""

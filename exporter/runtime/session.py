@@ -164,9 +164,8 @@ def run_step(
     logits, *others = session.run(["logits", *asked, *presents], feeds)
     for name in asked:
         if not others.pop(0).all():
-            raise InputError(
-                f"{GUARDS[name]}: a prompt is one that it was not made for (its output {name} is false); {REMEDIES[name]}"
-            )
+            said = f"{GUARDS[name]}: a prompt is one that it was not made for (its output {name} is false)"
+            raise InputError(f"{said}; {REMEDIES[name]}")
     return logits, dict(zip(_name_past(session), others, strict=True))
 
 
