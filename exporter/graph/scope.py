@@ -20,8 +20,8 @@ _DIRECTIONS, _SHIFT = "scope.directions", "scope.shift"
 def emit_scope(author: InputAuthor, x: ir.Value, scope: Scope | None, *, last: bool) -> list[ir.Value]:
     """The outputs in_scope, (batch,) bool, and scope_distance, (batch,) float32; none without a scope.
 
-    x: the residual before the final norm, (batch, pos, d_model), or (batch, d_model) of the `last` position. in_scope is true for a call that
-    goes on from keys and values of earlier calls: the first one has judged the prompt.
+    x: the residual before the final norm, (batch, pos, d_model), or (batch, d_model) of the `last` position. in_scope
+    is true for a call that goes on from keys and values of earlier calls: the first one has judged the prompt.
     """
     if scope is None:
         return []

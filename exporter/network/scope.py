@@ -104,7 +104,7 @@ def fit_scope(model: CircuitModel, fitted: Dataset, aside: Dataset, *, alarms: f
     kept = _leave_out(take_prompts(aside), take_prompts(fitted))
     if not kept:
         raise InputError(
-            "the guard has no prompts to set its limit on: give selection prompts that are new, or no --guard"
+            "no selection prompt is new, and the limit of --guard is set on such; give others, or leave --guard out"
         )
     own, others = _read_all(model, take_prompts(fitted)), _read_all(model, kept)
     random = _read_all(model, _draw_random(take_prompts(fitted), len(model.W_E)))
@@ -154,7 +154,8 @@ def _read_all(model: CircuitModel, chunks: list[tuple[Tensor, Tensor | None]]) -
 def _draw_random(chunks: list[tuple[Tensor, Tensor | None]], n_tokens: int) -> list[tuple[Tensor, Tensor | None]]:
     """Prompts of random tokens, as long as some of the chunks' in turn."""
     generator = torch.Generator().manual_seed(0)
-    drawn, n = [], 0
+    drawn: list[tuple[Tensor, Tensor | None]] = []
+    n = 0
     while n < N_RANDOM:
         ids, mask = chunks[len(drawn) % len(chunks)]
         drawn.append((torch.randint(n_tokens, ids.shape, generator=generator).to(ids.device), mask))

@@ -19,6 +19,7 @@ from exporter.errors import InputError
 from exporter.evidence.controls import Controls
 from exporter.evidence.evaluate import Evaluation
 from exporter.evidence.footprint import Memory
+from exporter.evidence.guard import GuardFigures
 from exporter.evidence.latency import Latency
 from exporter.evidence.showing import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text
@@ -102,7 +103,7 @@ class Manifest(Plain):
     `alpha_sweep` is where a task's own alpha comes from; None where alpha was given, or swept for something else.
     `memory` is measured for a report only. `command` is what does the job again. `prompts` and `attention` are for
     reading (`exporter.outputs.report`). Older manifests have none of the four.
-    `controls` are those of `--evidence full`, None without it.
+    `controls` are those of `--evidence full`, None without it; `guard` is of `--guard`.
     `targets` are the runtimes that a bundle was made for, where the user named some; `graphs` are its other ONNX files
     by name, with folders.
     """
@@ -131,6 +132,7 @@ class Manifest(Plain):
     controls: Controls | None = None
     targets: list[str] = Field(default_factory=list)
     graphs: dict[str, ExportInfo] = Field(default_factory=dict)
+    guard: GuardFigures | None = None
 
     def get_circuit(self) -> Circuit:
         """The circuit as its own type."""
