@@ -214,7 +214,7 @@ def call_it_ours(study: Study) -> Iterator[Candidate]:
 
 
 def test_where_a_bag_of_words_wins_the_sentence_says_so_and_what_is_done_is_kept(
-    make_checkpoint: Callable[..., Path], tmp_path: Path
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
 
@@ -235,6 +235,7 @@ def test_where_a_bag_of_words_wins_the_sentence_says_so_and_what_is_done_is_kept
     assert out.with_suffix(".csv").read_text() == first.to_csv()
     assert b"<svg" in out.with_suffix(".svg").read_bytes() and out.with_suffix(".png").stat().st_size > 1000
 
+    monkeypatch.setattr(compare, "draw", lambda *_: None)  # which takes seconds
     again = run_comparison(make_options(model, out, task="greater-than"), contestants=contestants)
     assert again.results == first.results and calls == ["fails"]
     with pytest.raises(InputError, match="another sizes"):
