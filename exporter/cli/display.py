@@ -72,7 +72,7 @@ def _describe_result(manifest: Manifest, seconds: float) -> list[str]:
     """What stands below the table, a sentence a line."""
     from exporter.evidence.sentences import describe_sets
     from exporter.graph.int8 import EVERYWHERE
-    from exporter.verify.served import describe_mates
+    from exporter.verify.figures import describe_mates
 
     exact, record = manifest.exactness, manifest.get_record()
     export = manifest.export

@@ -15,17 +15,20 @@ import torch
 
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import ExactnessError, InputError
-from exporter.evidence.evaluate import Evaluation, measure_prompts, summarise_values
+from exporter.evidence.evaluate import measure_prompts, summarise_values
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
 from exporter.evidence.footprint import Memory, compare_memory
 from exporter.evidence.guard import note_guard
 from exporter.evidence.latency import Latency, compare_latency, time_call
-from exporter.evidence.showing import ShownAttention, ShownPrompt, show_attention, show_prompts
+from exporter.evidence.showing import show_attention, show_prompts
+from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
 from exporter.files.scratch import make_scratch
-from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
+from exporter.graph.description import OnnxDescription
+from exporter.graph.export import count_bytes, export_onnx, fits_one_file
 from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
@@ -45,9 +48,9 @@ from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
 from exporter.runtime.session import has_provider, open_session
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
-from exporter.verify.exactness import Exactness, check_file, verify_surgery
+from exporter.verify.exactness import check_file, verify_surgery
+from exporter.verify.figures import Exactness, Served
 from exporter.verify.precision import compare_batches, evaluate_file, require_precision
-from exporter.verify.served import Served
 
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits

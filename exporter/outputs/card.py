@@ -14,13 +14,13 @@ from string import Template
 
 from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_yaml
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.guard import GuardFigures, describe_guard
 from exporter.evidence.sentences import describe_sets
 from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
 from exporter.outputs.manifest import ExportInfo, Manifest
-from exporter.verify.served import describe_mates
+from exporter.verify.figures import describe_mates
 
 _LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2": "apache-2.0"}
 _CARD = Template("""\

@@ -17,19 +17,18 @@ from pydantic import Field, ValidationError
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import InputError
 from exporter.evidence.controls import Controls
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.footprint import Memory
 from exporter.evidence.guard import GuardFigures
 from exporter.evidence.latency import Latency
-from exporter.evidence.showing import ShownAttention, ShownPrompt
+from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text
-from exporter.graph.export import OnnxDescription
+from exporter.graph.description import OnnxDescription
 from exporter.graph.int8 import STORED
 from exporter.graph.metadata import SCHEMA, ModelInfo, Plain, TaskInfo
 from exporter.graph.options import GraphOptions
 from exporter.tasks.template import Template
-from exporter.verify.exactness import Exactness
-from exporter.verify.served import Served
+from exporter.verify.figures import Exactness, Served
 
 
 class Size(Plain):
