@@ -18,11 +18,15 @@ from exporter.runtime.session import name_form
 
 @dataclass(frozen=True)
 class BundleShape:
-    """What the configurations say, from the ONNX file and the dense model's own configuration."""
+    """What the configurations say, from the ONNX file and the dense model's own configuration.
+
+    framed: whether the bundle's tokenizer puts the task's template around a text by itself.
+    """
 
     path: Path
     manifest: Manifest
     model: LanguageModel
+    framed: bool = False
 
     @property
     def name(self) -> str:
