@@ -58,3 +58,17 @@ def test_cmake_builds_it_and_answers_have_words(release: Path, tmp_path: Path) -
         done = run_program(program, bundle.folder, ids)
         assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
     assert run_program(program, tmp_path / "nowhere", PROMPT).returncode == 1
+
+
+def test_a_classifier_prints_the_class(release: Path, tmp_path: Path) -> None:
+    graph = GraphOptions(logits="classes", answer_ids=ANSWERS, labels=("three", "nine", '"twenty"\t\n'))
+    bundle = make_bundle(tmp_path / "b", graph=graph, form="plain", targets=["c"])
+    program = compile_program(bundle.folder / "c" / "run.c", release, tmp_path / "run")
+    found = set()
+    for prompt in (PROMPT, [2, 6], [30, 31, 32], [7], [20, 20, 20]):
+        logits = bundle.rewritten.next_token_logits(torch.tensor([prompt]))[0, list(ANSWERS)]
+        place = int(logits.argmax())
+        found.add(place)
+        done = run_program(program, bundle.folder, prompt)
+        assert (done.stderr, done.stdout) == ("", f"{ANSWERS[place]}\t{graph.labels[place].strip()}\n")
+    assert len(found) > 1
