@@ -30,6 +30,8 @@ from exporter.graph.options import GraphOptions
 from exporter.job.command import write_command
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
+from exporter.job.timing import LATENCY_BLOCKS
+from exporter.job.variants import build_variants
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
 from exporter.outputs.healed import load_surgery_of
@@ -38,8 +40,6 @@ from exporter.outputs.reference import load_dense
 from exporter.rewrite.folds import fold_model
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
 from exporter.runtime.session import has_provider, open_session
-from exporter.search.latency import SLACK
-from exporter.search.rules import DEPLOY
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
 from exporter.verify.exactness import Exactness, check_file, verify_surgery
@@ -48,7 +48,6 @@ from exporter.verify.precision import Served, evaluate_file, require_precision
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
-LATENCY_BLOCKS = 7
 
 
 class Clock:
@@ -97,6 +96,13 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         description, beside = _export(plan, found, surgery, rewritten, path, options)
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, gated=not rehearsed)
+
+        def check(file: Path, wanted: GraphOptions) -> Served:
+            if wanted.precision == "fp32":
+                return _check(model, surgery, rewritten, file, wanted, data, gated=not rehearsed)[1]
+            return _serve(rewritten, file, wanted, data, gated=not rehearsed)
+
+        variants = build_variants(plan, rewritten, path, options, check)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
@@ -122,7 +128,8 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
         seconds=clock.seconds,
         versions=collect_versions(),
-        notes=[*plan.notes, *doubts],
+        notes=[*plan.notes, *doubts, *variants.notes],
+        graphs=variants.graphs,
         command=write_command(plan.job),
         prompts=prompts,
         attention=attention,
@@ -142,35 +149,6 @@ def _export(
     beside = path.with_name(surgery_name(path.name, sha256))
     surgery.save(beside)
     return description, [beside]
-
-
-def time_network(plan: Plan, network: CircuitModel) -> float:
-    """Milliseconds of a call of a network as the job would export it, on patching prompts: see `Budget`."""
-    with make_scratch() as folder:
-        path = folder / "network.onnx"
-        export_onnx(fold_model(network), path, plan.options)
-        return time_file(plan, path)
-
-
-def time_file(plan: Plan, path: Path) -> float:
-    """The same of a file that is there."""
-    budget, prompts = plan.job.budget or DEPLOY, plan.data.patching
-    rows = torch.arange(budget.batch) % len(prompts)
-    mask = None if prompts.mask is None else prompts.mask[rows]
-    timed = compare_latency(path, path, prompts.input_ids[rows], mask, blocks=LATENCY_BLOCKS, threads=budget.threads)
-    return 1e3 * timed.circuit
-
-
-def require_latency(plan: Plan, path: Path) -> None:
-    """Raise InputError where a written file is slower than the job's budget by more than a tenth."""
-    most = None if plan.job.budget is None else plan.job.budget.max_latency_ms
-    if plan.circuit is not None or most is None:
-        return
-    if (found := time_file(plan, path)) > (1 + SLACK) * most:
-        raise InputError(
-            f"the file takes {found:.3g} ms a call where at most {most:g} were allowed; no file was left: run it again "
-            "on a quiet machine, or allow more"
-        )
 
 
 def _evaluate(
@@ -215,12 +193,17 @@ def _check(
                 raise
             check_file(exact)
             exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
+    return exactness, _serve(rewritten, path, options, data, gated=gated)
+
+
+def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: TaskData, *, gated: bool) -> Served:
+    """What a file answers; a file in reduced precision that answers otherwise than the circuit is an error if gated."""
     is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
     provider = "cuda" if is_half and has_provider("cuda") else "cpu"
     served = evaluate_file(open_session(path, provider=provider), rewritten, data.test)
     if gated:
         require_precision(served, options)
-    return exactness, served
+    return served
 
 
 def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOptions) -> str:

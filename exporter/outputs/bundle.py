@@ -164,7 +164,7 @@ def write_bundle(
     `manifest.graphs`. Raises InputError for a tokenizer that cannot be written as one tokenizer.json, or that is read
     from there in another way; and if `strict` for a target that does not take the model, which else is left out.
     """
-    shape = BundleShape(folder / MODEL, manifest, model)
+    shape = BundleShape(folder / MODEL, manifest, model, example)
     write_tokenizer(model, folder, longest=shape.max_length)
     check_reading(folder / TOKENIZER, model.tokenizer, readings, shape.examples)
     chosen, notes = fit_targets(shape, targets, strict=strict)

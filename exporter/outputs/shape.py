@@ -18,11 +18,12 @@ from exporter.runtime.session import name_form
 
 @dataclass(frozen=True)
 class BundleShape:
-    """What the configurations say, from the ONNX file and the dense model's own configuration."""
+    """What the configurations say, from the ONNX file and the dense model's own configuration; and a prompt."""
 
     path: Path
     manifest: Manifest
     model: LanguageModel
+    example: str = ""
 
     @property
     def name(self) -> str:

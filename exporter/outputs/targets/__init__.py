@@ -11,11 +11,13 @@ from exporter.outputs.targets.genai import GENAI_TARGET
 from exporter.outputs.targets.optimum import OPTIMUM
 from exporter.outputs.targets.runner import ONNXRUNTIME
 from exporter.outputs.targets.target import BundleTarget, GraphFile
+from exporter.outputs.targets.transformers_js import TRANSFORMERS_JS
 
 TARGETS: dict[str, BundleTarget] = {
     "onnxruntime": ONNXRUNTIME,
     "optimum": OPTIMUM,
     "genai": GENAI_TARGET,
+    "transformers-js": TRANSFORMERS_JS,
 }
 ALWAYS = "onnxruntime"  # run.py shows that a bundle works: every one has it
 DEFAULT = ("onnxruntime", "optimum", "genai")
