@@ -69,7 +69,8 @@ class ExportOptions:
     with_past: opts.WithPast = False
     logits: opts.Logits = "last"
     vocab: opts.Vocab = "full"
-    int8_scales: opts.Int8Scales = "tensor"
+    int8_scales: opts.Int8Scales = None
+    int8_weights: opts.Int8Weights = "uint8"
     target: opts.Target = "portable"
     external_data: opts.ExternalData = False
 
@@ -121,6 +122,7 @@ class ExportOptions:
             target=self.target,
             precision=self.precision,
             scales=self.int8_scales,
+            weights=self.int8_weights,
             external_data=self.external_data,
             report=self.report,
         )

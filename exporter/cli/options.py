@@ -162,9 +162,11 @@ WithPast = Annotated[
     take_flag("--with-past", "Keep keys and values between calls, for generating token by token.", panel=FILE_PANEL),
 ]
 Logits = Annotated[
-    Literal["all", "last", "answers"],
+    Literal["all", "last", "answers", "classes"],
     take_value(
-        "Give logits at all positions, at the last one, or there for the task's answers alone.", panel=FILE_PANEL
+        "Give logits at all positions, at the last one, or there for the task's answers alone, "
+        "as a language model or as a classifier.",
+        panel=FILE_PANEL,
     ),
 ]
 Vocab = Annotated[
@@ -174,9 +176,16 @@ Vocab = Annotated[
     ),
 ]
 Int8Scales = Annotated[
-    Literal["tensor", "token"],
+    Literal["tensor", "token"] | None,
     take_value(
         "In int8: a scale for the whole batch, or for each token, so that prompts do not meet.", panel=FILE_PANEL
+    ),
+]
+Int8Weights = Annotated[
+    Literal["uint8", "int7", "int8"],
+    take_value(
+        "In int8: how weights are stored; uint8 and int7 are exact everywhere, int8 with VNNI or on ARM.",
+        panel=FILE_PANEL,
     ),
 ]
 Target = Annotated[

@@ -18,7 +18,8 @@ from exporter.errors import InputError
 from exporter.files import weights_name
 from exporter.files.onnx_file import read_onnx
 from exporter.graph.author import GraphAuthor
-from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.graph.int8 import STORED
+from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import GraphOptions
 from exporter.network.model import CircuitModel
 from exporter.rewrite.folds import fold_model
@@ -46,7 +47,7 @@ def export_onnx(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> OnnxDescription:
-    """Write `model` to `path`: token ids in; logits (batch, pos, vocab) out, or (batch, 1, vocab or answer).
+    """Write `model` to `path`: token ids in; logits out, in the shape that `GraphOptions` says.
 
     Inputs: input_ids (batch, pos) int64; except in the form "plain", attention_mask (batch, total) int64, 0 at padding
     on the left; in "past", also keys and values of earlier calls (see `exporter.graph.author`). Batch is free; pos is
@@ -72,8 +73,12 @@ def export_onnx(
     graph = GraphAuthor(model, options).author()
     known = [n for n in (model.max_length, model.length, options.length) if n is not None]
     props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
-    if options.logits == "answers":
+    if options.answers_only:
         props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
+    if options.precision == "int8":
+        props[PROCESSORS_KEY] = STORED[options.weight_type].processors
+    if options.labels:
+        props[LABELS_KEY] = json.dumps(list(options.labels))
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     try:
         _save(written, Path(path), external_data=options.external_data)

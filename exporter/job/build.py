@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
 from exporter.files.scratch import make_scratch
 from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
-from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
+from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.job.command import write_command
 from exporter.job.plan import Plan, hash_sets
@@ -43,7 +43,8 @@ from exporter.runtime.session import has_provider, open_session
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
 from exporter.verify.exactness import Exactness, check_file, verify_surgery
-from exporter.verify.precision import Served, evaluate_file, require_precision
+from exporter.verify.precision import compare_batches, evaluate_file, require_precision
+from exporter.verify.served import Served
 
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
@@ -120,7 +121,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         test=figures.pop("test"),
         ood=figures,
         exactness=exactness,
-        export=ExportInfo.of(options, served),
+        export=ExportInfo.of(options, served, data.template),
         onnx=description,
         latency=latency,
         memory=memory,
@@ -143,6 +144,8 @@ def _export(
     sha256 = surgery.sha256 if surgery.edits else None
     origin = Origin(plan.task_info, plan.model_info, found.circuit, found.record, options, sha256)
     metadata = {**origin.to_metadata(), EXAMPLES_KEY: _give_examples(rewritten, plan.data.test, options)}
+    if plan.data.template is not None:
+        metadata[TEMPLATE_KEY] = json.dumps(asdict(plan.data.template))
     description = export_onnx(rewritten, path, options, metadata=metadata)
     if sha256 is None:
         return description, []
@@ -200,7 +203,10 @@ def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: Tas
     """What a file answers; a file in reduced precision that answers otherwise than the circuit is an error if gated."""
     is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
     provider = "cuda" if is_half and has_provider("cuda") else "cpu"
-    served = evaluate_file(open_session(path, provider=provider), rewritten, data.test)
+    session = open_session(path, provider=provider)
+    served = evaluate_file(session, rewritten, data.test)
+    if options.precision == "int8":
+        served = replace(served, mates=compare_batches(session, data.test))
     if gated:
         require_precision(served, options)
     return served

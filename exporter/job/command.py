@@ -24,6 +24,7 @@ _OPTIONS = {
     "logits": "--logits",
     "vocab": "--vocab",
     "scales": "--int8-scales",
+    "weights": "--int8-weights",
     "target": "--target",
     "external_data": "--external-data",
     "report": "--report",

@@ -12,7 +12,7 @@ from pathlib import Path
 from exporter.errors import ExactnessError
 from exporter.files.scratch import make_scratch
 from exporter.graph.export import export_onnx, read_metadata
-from exporter.graph.metadata import EXAMPLES_KEY, Origin
+from exporter.graph.metadata import Origin
 from exporter.graph.options import GraphOptions
 from exporter.job.plan import Plan
 from exporter.job.rounding import choose_rounding
@@ -22,7 +22,7 @@ from exporter.outputs.shape import name_model
 from exporter.outputs.targets import choose_targets
 from exporter.outputs.targets.graph_files import list_graphs, place_graph
 from exporter.outputs.targets.target import GraphFile
-from exporter.verify.precision import Served
+from exporter.verify.served import Served
 
 Check = Callable[[Path, GraphOptions], Served]
 """The gate for a file that was exported so, and how it answers. Raises ExactnessError."""
@@ -62,10 +62,10 @@ def _build(
     """One file, checked before it gets its name."""
     origin = Origin.read(path)
     wanted = choose_rounding(plan.model.dense, rewritten, wanted, plan.data.selection, origin.record.budget)
-    metadata = replace(origin, options=wanted).to_metadata() | {EXAMPLES_KEY: read_metadata(path)[EXAMPLES_KEY]}
+    metadata = read_metadata(path) | replace(origin, options=wanted).to_metadata()
     with make_scratch() as folder:
         draft = folder / path.name
         export_onnx(rewritten, draft, wanted, metadata=metadata)
         served = check(draft, wanted)
         place_graph(draft, path.parent / graph.name, weights=graph.weights_name)
-    return ExportInfo.of(wanted, served)
+    return ExportInfo.of(wanted, served, plan.data.template)

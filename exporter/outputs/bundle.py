@@ -30,6 +30,7 @@ from exporter.outputs.shape import BundleShape
 from exporter.outputs.targets import fit_targets
 from exporter.outputs.targets.contents import write_contents
 from exporter.outputs.targets.graph_files import list_graphs, place_graphs
+from exporter.tasks.template import Template
 
 Readings = Sequence[tuple[str, Sequence[int]]]
 """Prompts as text, each with its tokens."""
@@ -165,8 +166,11 @@ def write_bundle(
     from there in another way; and if `strict` for a target that does not take the model, which else is left out.
     """
     shape = BundleShape(folder / MODEL, manifest, model, example)
-    write_tokenizer(model, folder, longest=shape.max_length)
-    check_reading(folder / TOKENIZER, model.tokenizer, readings, shape.examples)
+    template = manifest.export.template if manifest.export.labels else None
+    if not write_tokenizer(model, folder, longest=shape.max_length, template=template, readings=readings):
+        template = None
+    check_reading(folder / TOKENIZER, model.tokenizer, readings, shape.examples, template=template)
+    shape = replace(shape, framed=template is not None)
     chosen, notes = fit_targets(shape, targets, strict=strict)
     placed = place_graphs(folder / MODEL, manifest.export, list_graphs(chosen.values(), shape.name))
     named = [name for name in chosen if name in targets]
@@ -188,8 +192,13 @@ def _list_files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
 
 
-def write_tokenizer(model: LanguageModel, folder: Path, *, longest: int) -> None:
-    """tokenizer.json, which is the one reading of a text, and what else says how to use it. Raises InputError."""
+def write_tokenizer(
+    model: LanguageModel, folder: Path, *, longest: int, template: Template | None = None, readings: Readings = ()
+) -> bool:
+    """tokenizer.json, which is the one reading of a text, and what else says how to use it. Raises InputError.
+
+    Returns whether it puts the template around a text, which it does where `readings` are the same then.
+    """
     if model.tokenizer is None or getattr(model.tokenizer, "backend_tokenizer", None) is None:
         raise InputError(f"the tokenizer of {model.name} has no tokenizer.json; put one beside config.json")
-    save_tokenizer(model.tokenizer, folder, longest=longest)
+    return save_tokenizer(model.tokenizer, folder, longest=longest, template=template, readings=readings)

@@ -16,14 +16,16 @@ from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_yaml
 from exporter.evidence.evaluate import Evaluation
 from exporter.evidence.sentences import describe_sets
+from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
 from exporter.outputs.manifest import ExportInfo, Manifest
+from exporter.verify.served import describe_mates
 
 _LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2": "apache-2.0"}
 _CARD = Template("""\
 ---
 library_name: onnx
-pipeline_tag: text-generation
+pipeline_tag: $pipeline
 tags: [circuit, mechanistic-interpretability, export-circuit]
 $front---
 # $task, from $name
@@ -66,6 +68,7 @@ def render_card(manifest: Manifest, *, max_length: int, example: str, runtimes: 
     pinned = isinstance(manifest.onnx.inputs["input_ids"][1], int)
     means = f"its mean {'at each position' if circuit.ablation.by == 'position' else 'over all positions'}"
     return _CARD.substitute(
+        pipeline="text-classification" if manifest.export.labels else "text-generation",
         front=_front_matter(model.name, licence),
         licence_text=escape_markdown(licence or "not known to the exporter; see where the model comes from"),
         task=escape_markdown(Path(manifest.task.name).name),
@@ -139,9 +142,10 @@ def _say_length(max_length: int, *, pinned: bool) -> str:
 
 def _say_export(export: ExportInfo) -> str:
     """What the file leaves out, and how it answers."""
-    where = {"all": "at every position", "last": "at the last position", "answers": "at the last position"}
-    logits = f"Logits are given {where[export.logits]}"
-    if export.logits == "answers":
+    logits = f"Logits are given {'at every position' if export.logits == 'all' else 'at the last position'}"
+    if export.labels:
+        logits += f", for {len(export.labels)} classes: {escape_markdown(', '.join(export.labels))}"
+    elif export.answer_ids:
         logits += f", for {len(export.answer_ids)} answers, whose tokens are the output `answer_token_ids`"
     parts = [logits + "."]
     if export.vocabulary is not None:
@@ -159,6 +163,14 @@ def _say_export(export: ExportInfo) -> str:
         parts.append(f"Of its parts {names} stayed in fp32: in int8 they lost more than the budget allows.")
     if export.batch_dependent:
         parts.append("A prompt's logits depend slightly on the others in its batch (one scale for all activations).")
+    if served.mates is not None:
+        parts.append(f"{served.mates.n} held-out prompts, {describe_mates(served.mates)}.")
+    if export.processors == EVERYWHERE:
+        parts.append("Its int8 sums are exact on every processor that ONNX Runtime is made for.")
+    elif export.processors is not None:
+        parts.append(
+            f"**Its int8 sums are exact on {export.processors}**; elsewhere they saturate, and answers are wrong."
+        )
     return " ".join(parts)
 
 

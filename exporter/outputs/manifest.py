@@ -23,10 +23,12 @@ from exporter.evidence.latency import Latency
 from exporter.evidence.showing import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text
 from exporter.graph.export import OnnxDescription
+from exporter.graph.int8 import STORED
 from exporter.graph.metadata import SCHEMA, ModelInfo, Plain, TaskInfo
 from exporter.graph.options import GraphOptions
+from exporter.tasks.template import Template
 from exporter.verify.exactness import Exactness
-from exporter.verify.precision import Served
+from exporter.verify.served import Served
 
 
 class Size(Plain):
@@ -48,14 +50,18 @@ class FileInfo(Plain):
 class ExportInfo(Plain):
     """What the file leaves out and in which numbers it computes, as `GraphOptions` has it, and how it answers.
 
-    answer_ids: the token of each logit, where not all are there. vocabulary: how many embeddings are kept, None for
+    answer_ids: the token of each logit, where not all are there. labels: a classifier's classes by name. template:
+    the text around a user's text in every prompt, None without one. vocabulary: how many embeddings are kept, None for
     all. opening: how many first tokens were computed at export. batch_dependent: whether a prompt's logits can depend
     on the others in its batch, beyond rounding. in_fp32: parts of an int8 file that stay in float32, as `GraphOptions`
-    names them. served: the file's own figures on the test set.
+    names them. processors: on which an int8 file's sums are exact, `all` or in words; None in other precisions, and in
+    older manifests. served: the file's own figures on the test set.
     """
 
     logits: str
     answer_ids: list[int]
+    labels: list[str] = Field(default_factory=list)
+    template: Template | None = None
     vocabulary: int | None
     opening: int
     target: str
@@ -64,15 +70,18 @@ class ExportInfo(Plain):
     weight_type: str
     batch_dependent: bool
     in_fp32: list[str] = Field(default_factory=list)
+    processors: str | None = None
     served: Served
 
     @classmethod
-    def of(cls, options: GraphOptions, served: Served) -> ExportInfo:
+    def of(cls, options: GraphOptions, served: Served, template: Template | None = None) -> ExportInfo:
         """From the options that a file was made with."""
         int8 = options.precision == "int8"
         return cls(
             logits=options.logits,
             answer_ids=list(options.answer_ids),
+            labels=list(options.labels),
+            template=template,
             vocabulary=None if options.vocabulary is None else len(options.vocabulary),
             opening=len(options.opening),
             target=options.target,
@@ -81,6 +90,7 @@ class ExportInfo(Plain):
             weight_type=options.weight_type if int8 else options.precision,
             batch_dependent=int8 and options.scales == "tensor",
             in_fp32=list(options.in_fp32),
+            processors=STORED[options.weight_type].processors if int8 else None,
             served=served,
         )
 

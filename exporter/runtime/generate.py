@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from exporter.errors import InputError
-from exporter.runtime.session import Arrays, read_answer_ids, read_form, read_max_length, read_vocab_size, run_step
+from exporter.runtime.session import (
+    Arrays,
+    read_answer_ids,
+    read_form,
+    read_labels,
+    read_max_length,
+    read_vocab_size,
+    run_step,
+)
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -44,18 +52,21 @@ def generate_greedy(
     """Append the likeliest next token repeatedly, for each of `prompts` (token ids, of any lengths).
 
     Ends after `max_new_tokens`, after one of `stop_ids`, or at the model's maximum length: a model with one fixed
-    length generates one token. Raises InputError: max_new_tokens is below 1, or the model does not accept a prompt.
+    length generates one token. Raises InputError: max_new_tokens is below 1, the model does not accept a prompt, or is
+    a classifier.
     """
+    if read_labels(session) is not None:
+        raise InputError("this model is a classifier, which generates nothing; take its classes (classify_prompts)")
     if max_new_tokens < 1:
         raise InputError(f"{max_new_tokens} new tokens cannot be generated; ask for at least one")
     for prompt in prompts:
-        _check_prompt(session, prompt)
+        check_prompt(session, prompt)
     if read_form(session) == "plain":
         return [_decode(session, [prompt], max_new_tokens, stop_ids)[0] for prompt in prompts]
     return _decode(session, prompts, max_new_tokens, stop_ids)
 
 
-def _check_prompt(session: onnxruntime.InferenceSession, prompt: Sequence[int]) -> None:
+def check_prompt(session: onnxruntime.InferenceSession, prompt: Sequence[int]) -> None:
     """Raise InputError for a prompt that is empty, too long, not of the fixed length, or has ids out of range."""
     n, longest, vocab = len(prompt), read_max_length(session), read_vocab_size(session)
     if n == 0:
@@ -81,7 +92,7 @@ def _decode(
     """Decode prompts as one batch. An ended prompt leaves the batch, so each result is as for the prompt alone."""
     results = [Generation() for _ in prompts]
     longest, answer_ids = read_max_length(session) or np.inf, read_answer_ids(session)
-    ids, mask = _pad_left(prompts)  # (batch, pos)
+    ids, mask = pad_left(prompts)  # (batch, pos)
     left = np.arange(len(prompts))  # indices of the prompts that are still in the batch
     past: Arrays = {}
     while len(left):
@@ -113,7 +124,7 @@ def _decode(
     return results
 
 
-def _pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Token ids (batch, pos) int64, 0 at padding, and the mask, (batch, pos) bool."""
     pos = max(map(len, prompts), default=0)
     ids, mask = np.zeros((len(prompts), pos), np.int64), np.zeros((len(prompts), pos), bool)

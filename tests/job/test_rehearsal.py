@@ -113,7 +113,8 @@ CORE = {"shape": SHAPES, "with_past": (False, True), "logits": ("answers", "all"
 REST: dict[str, tuple[Any, ...]] = {
     "outputs": ("out", "bundle", "both"),
     "precision": ("fp32", "int8", "fp16"),
-    "scales": ("tensor", "token"),
+    "scales": (None, "tensor", "token"),
+    "weights": ("uint8", "int7"),
     "target": ("portable", "ort"),
     "external_data": (False, True),
     "mlps": (True, False),
@@ -133,7 +134,7 @@ def draw_flags(core: dict[str, Any], draw: random.Random) -> dict[str, Any]:
         for name in ALONE if flags["circuit"] else ():
             del flags[name]
         if flags["precision"] != "int8":
-            del flags["scales"]
+            del flags["scales"], flags["weights"]
         if flags["outputs"] == "both":
             del flags["external_data"]
         if flags.get("ablation") == "zero" or flags.get("mean") == "global":

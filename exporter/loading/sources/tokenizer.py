@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import InputError, refuse_panics
 from exporter.files.names import TOKENIZER
 from exporter.loading.sources.configuration import one_line
+from exporter.loading.sources.framing import Readings, frame_tokenizer
 from exporter.loading.sources.hub import TOKENIZERS
 from exporter.loading.sources.quiet import quiet_transformers
 from exporter.loading.sources.reading import read_probes, settle_backend
 from exporter.loading.sources.tokenizer_files import MARKS, SETTINGS, TEMPLATE, read_settings, stage_files
+from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,8 +79,17 @@ def settle(tokenizer: PreTrainedTokenizerBase, source: Path | str) -> PreTrained
     return tokenizer
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, *, longest: int) -> None:
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    longest: int,
+    template: Template | None = None,
+    readings: Readings = (),
+) -> bool:
     """Write tokenizer.json and what transformers needs beside it, so that both give the one reading.
+
+    template: what to put around each text, where that reads the `readings` as they were read; returns whether it does.
 
     The names of the files are ours. Raises InputError for a tokenizer that cannot be one tokenizer.json.
     """
@@ -86,6 +97,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, *, longest:
 
     settled: Any = tokenizer
     backend = settle_backend(Tokenizer.from_str(settled.backend_tokenizer.to_str()), "the model")  # not its own
+    framed = None if template is None else frame_tokenizer(backend, template, readings)
+    backend = framed or backend
     backend.save(str(folder / TOKENIZER))
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # in both versions, and as tokenizer.json has it
@@ -98,9 +111,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, *, longest:
     splitter = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer is not None else {}
     if "add_prefix_space" in splitter:  # transformers 4 would set it to False
         settings["add_prefix_space"] = splitter["add_prefix_space"]
-    template = getattr(settled, "chat_template", None)
-    if isinstance(template, dict):
-        settings["chat_template"] = [{"name": name, "template": text} for name, text in template.items()]
-    elif isinstance(template, str):
-        (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    chat = getattr(settled, "chat_template", None)
+    if isinstance(chat, dict):
+        settings["chat_template"] = [{"name": name, "template": text} for name, text in chat.items()]
+    elif isinstance(chat, str):
+        (folder / TEMPLATE).write_text(chat, encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return framed is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def make_config(shape: BundleShape) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "n_positions" if "n_positions" in data else "max_position_embeddings": shape.max_length,
         "use_cache": bool(shape.kv_heads),
-        "architectures": [type(shape.model.hf).__name__],
+        "architectures": [name_architecture(shape)],
+        **name_classes(shape.manifest.export.labels),
         "torch_dtype" if "torch_dtype" in data else "dtype": "float32",
         **_change_cache(shape, data),
     }
@@ -40,6 +42,27 @@ def make_config(shape: BundleShape) -> dict[str, Any]:
     }
     ours |= {"neurons": {str(layer): list(units) for layer, units in circuit.neurons}} if circuit.neurons else {}
     return {**data, **changes, "export_circuit": {**ours, "dense": dense}}
+
+
+def name_architecture(shape: BundleShape) -> str:
+    """The class of transformers that has these outputs: the dense model's, or its family's sequence classifier."""
+    causal = type(shape.model.hf).__name__
+    if not shape.manifest.export.labels:
+        return causal
+    family = causal.removesuffix("LMHeadModel").removesuffix("ForCausalLM")
+    return f"{family}ForSequenceClassification"
+
+
+def name_classes(labels: Sequence[str]) -> dict[str, Any]:
+    """What says which logit is which class; nothing of a language model."""
+    if not labels:
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
 
 
 def _change_cache(shape: BundleShape, data: dict[str, Any]) -> dict[str, Any]:
@@ -66,9 +89,23 @@ def make_generation_config(shape: BundleShape) -> dict[str, Any]:
     }
 
 
+_SEQUENCE_CLASSIFIER = """\
+With Optimum and transformers' own pipeline:
+
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer, pipeline
+    model = ORTModelForSequenceClassification.from_pretrained(".")
+    classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained("."))
+    print(classify({text}))
+"""
+
+
 def describe_optimum(shape: BundleShape) -> str:
     """How to open it, and what it cannot do."""
-    if shape.manifest.export.logits not in ("all", "last"):
+    export = shape.manifest.export
+    if export.labels:
+        return _SEQUENCE_CLASSIFIER
+    if export.answer_ids:
         return ""
     if len(set(shape.kv_heads)) > 1:
         counts = ", ".join(map(str, shape.kv_heads))

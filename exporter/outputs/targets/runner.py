@@ -1,4 +1,4 @@
-"""run.py of a bundle: greedy decoding in 15 lines for the form at hand, without this package.
+"""run.py of a bundle: greedy decoding, or the class of a text, in 15 lines for the form at hand, without this package.
 
 It is a template that is filled in, so that it shows what a caller of the file has to do and nothing else.
 """
@@ -16,7 +16,7 @@ from exporter.outputs.targets.optimum import make_generation_config
 from exporter.outputs.targets.target import BundleTarget, Contents
 
 _HEAD = """\
-# python run.py "a prompt" prints it with the likeliest text after it; needs onnxruntime, numpy and tokenizers.
+# python run.py "a prompt" prints $what; needs onnxruntime, numpy and tokenizers.
 import pathlib, sys, numpy as np, onnxruntime, tokenizers
 folder = pathlib.Path(__file__).absolute().parent
 tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -38,6 +38,10 @@ for _ in range(min(20, $longest + 1 - len(ids))):
     new = [$token]
     ids = ids + new
 """
+_CLASS = """\
+out = dict(zip((o.name for o in model.get_outputs()), model.run(None, {$feeds})))$guarded
+print($labels[int(out["logits"][0].argmax())])
+"""
 _TAIL = """\
     if new[0] in $stop_ids: break
 print(tokenizer.decode(ids))
@@ -55,6 +59,7 @@ def write_runner(shape: BundleShape) -> Contents:
         keeps_past=bool(shape.kv_heads),
         answers="answer_token_ids" in outputs,
         guards=[name for name in GUARDS if name in outputs],
+        labels=shape.manifest.export.labels,
     )
     return {RUNNER: script, GENERATION: make_generation_config(shape)}
 
@@ -68,19 +73,22 @@ def render_runner(
     keeps_past: bool = True,
     answers: bool = False,
     guards: Sequence[str] = (),
+    labels: Sequence[str] = (),
 ) -> str:
     """The script.
 
     `longest` is how many tokens the model takes at most, `pinned` whether always so many; `keeps_past` whether a model
-    with past has an attention left to keep one for; `answers` whether its logits are those of some tokens alone,
-    `vocabulary` whether it knows some tokens alone.
+    with past has an attention left to keep one for; `answers` whether its logits are those of some tokens alone;
+    `guards` are outputs that are false for a prompt that it was not made for; `labels` are a classifier's classes.
     """
     token = 'int(out["logits"][0, -1].argmax())'
     feeds = '"input_ids": np.array([ids])'
     if form != "plain":
         feeds += ', "attention_mask": np.ones((1, len(ids)), np.int64)'
-    body = _PAST if form == "past" and keeps_past else _ANEW
-    return Template(_HEAD + _CHECK + body + _TAIL).substitute(
+    body = _CLASS if labels else (_PAST if form == "past" and keeps_past else _ANEW) + _TAIL
+    return Template(_HEAD + _CHECK + body).substitute(
+        what="its class" if labels else "it with the likeliest text after it",
+        labels=list(labels),
         longest=longest,
         least=longest if pinned else 1,
         allowed=longest if pinned else f"1 to {longest}",

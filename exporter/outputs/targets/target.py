@@ -20,17 +20,17 @@ Contents = dict[str, Content]
 class GraphFile:
     """An ONNX file that a target wants beside the bundle's own model.onnx.
 
-    name: where, with folders. precision, scales: its numbers; a precision of None stands for the numbers of the
-    bundle's own file. weights: the name of its external data, in which `{name}` is the file's own name without folders;
-    None keeps the name that it has. padded: its prompts differ in length, so that a graph without a mask gets one; and
-    a classifier gets no keys and values of earlier calls, since it has only one. Where the bundle's own file is what is
-    wanted, it is linked or copied; any other is exported. Where `optional`, a file in reduced precision that answers
-    otherwise than the circuit is left out, with a note.
+    name: where, with folders. precision, scales (in int8): its numbers; None stands for those of the bundle's own file,
+    and where that has no scales for scales by token. weights: the name of its external data, in which `{name}` is the
+    file's own name without folders; None keeps the name that it has. padded: its prompts differ in length, so that a
+    graph without a mask gets one; and a classifier gets no keys and values of earlier calls, since it has only one.
+    Where the bundle's own file is what is wanted, it is linked or copied; any other is exported. Where `optional`, a
+    file in reduced precision that answers otherwise than the circuit is left out, with a note.
     """
 
     name: str
     precision: Precision | None = None
-    scales: Scales = "token"
+    scales: Scales | None = None
     weights: str | None = None
     padded: bool = False
     optional: bool = False
@@ -43,7 +43,8 @@ class GraphFile:
         is_same = form == own.form  # only what is plain has one length
         length, opening = (own.length, own.opening) if is_same else (None, ())
         precision = self.precision or own.precision
-        scales = own.scales if self.precision is None else self.scales if precision == "int8" else "tensor"
+        known = own.scales if own.precision == "int8" else "token"
+        scales = (self.scales or known) if precision == "int8" else "tensor"
         in_fp32 = own.in_fp32 if precision == own.precision else ()
         numbers = replace(own, precision=precision, scales=scales, in_fp32=in_fp32)
         return replace(numbers, form=form, length=length, opening=opening)

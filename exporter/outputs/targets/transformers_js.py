@@ -19,7 +19,7 @@ FULL, QUANTIZED, HALF = "onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/mo
 _WEIGHTS = "{name}_data"
 _GRAPHS = (
     GraphFile(FULL, "fp32", weights=_WEIGHTS, padded=True),
-    GraphFile(QUANTIZED, "int8", weights=_WEIGHTS, padded=True, optional=True),
+    GraphFile(QUANTIZED, "int8", "token", weights=_WEIGHTS, padded=True, optional=True),
     GraphFile(HALF, "fp16", weights=_WEIGHTS, padded=True, optional=True),
 )
 CLASSIFIER = "bert"  # the model type of a classifier there: token ids and a mask in, logits of classes out
