@@ -37,6 +37,7 @@ from exporter.job.guard import plan_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.job.timing import LATENCY_BLOCKS
+from exporter.job.variants import build_variants
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope
@@ -104,6 +105,13 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
+
+        def check(file: Path, wanted: GraphOptions) -> Served:
+            if wanted.precision == "fp32":
+                return _check(model, surgery, rewritten, file, wanted, data, scope, gated=not rehearsed)[1]
+            return _serve(rewritten, file, wanted, data, gated=not rehearsed)
+
+        variants = build_variants(plan, rewritten, path, options, scope, check)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
         guard = try_guard(plan, rewritten, path, scope, provider=_pick_provider(options))
@@ -130,7 +138,8 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
         seconds=clock.seconds,
         versions=collect_versions(),
-        notes=[*plan.notes, *doubts, *note_guard(guard)],
+        notes=[*plan.notes, *doubts, *note_guard(guard), *variants.notes],
+        graphs=variants.graphs,
         command=write_command(plan.job),
         prompts=prompts,
         attention=attention,
@@ -205,13 +214,18 @@ def _check(
                 raise
             check_file(exact)
             exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
+    return exactness, _serve(rewritten, path, options, data, gated=gated)
+
+
+def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: TaskData, *, gated: bool) -> Served:
+    """What a file answers; a file in reduced precision that answers otherwise than the circuit is an error if gated."""
     session = open_session(path, provider=_pick_provider(options))
     served = evaluate_file(session, rewritten, data.test)
     if options.precision == "int8":
         served = replace(served, mates=compare_batches(session, data.test))
     if gated:
         require_precision(served, options)
-    return exactness, served
+    return served
 
 
 def _pick_provider(options: GraphOptions) -> str:

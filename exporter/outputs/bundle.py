@@ -165,7 +165,7 @@ def write_bundle(
     `manifest.graphs`. Raises InputError for a tokenizer that cannot be written as one tokenizer.json, or that is read
     from there in another way; and if `strict` for a target that does not take the model, which else is left out.
     """
-    shape = BundleShape(folder / MODEL, manifest, model)
+    shape = BundleShape(folder / MODEL, manifest, model, example)
     template = manifest.export.template if manifest.export.labels else None
     if not write_tokenizer(shape, template=template, readings=readings):
         template = None

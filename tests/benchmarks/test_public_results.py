@@ -44,7 +44,7 @@ def test_only_figures_are_stored(start: Callable[..., Any], tmp_path: Path, monk
     latency = {"batch": 1, "threads": 1, "dense": 0.02, "circuit": 0.004, "speedup": 5.0, "speedup_ci95": [4.0, 6.0]}
     shown = {"set": "test", "tokens": SECRET.split()}
     manifest = DATA | {
-        "task": {"name": str(tmp_path / "mine.jsonl"), "parameters": {"path": SECRET, "labels": [SECRET]}, "sha256": "00"},
+        "task": {"name": str(tmp_path / "mine.jsonl"), "parameters": {"path": SECRET, "labels": [SECRET]}, "sha256": "0"},
         "latency": [latency, latency | {"batch": 32}], "prompts": [shown], "attention": shown, "notes": [SECRET],
         "command": SECRET, "wall_seconds": 3.0, "peak_rss_gib": 1.0,
     }  # fmt: skip
