@@ -30,7 +30,7 @@ _MAX_BYTES = 2**31 - 2**20  # of weights: protobuf's limit is 2 GiB, less 1 MiB 
 
 @dataclass(frozen=True)
 class OnnxDescription:
-    """Summary of an ONNX file for the manifest. Shapes by name; a free dimension is its name, such as `batch`."""
+    """Summary of an ONNX file for the manifest. Shapes by name; a free dimension is its name, such as `batch_size`."""
 
     opset: int
     ir_version: int
