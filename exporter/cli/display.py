@@ -33,12 +33,15 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
     table.add_row("held-out accuracy", _accuracy(test.dense), _accuracy(test.circuit), f"n = {test.n}")
     for name, unseen in manifest.ood.items():
         table.add_row(f"  unseen {name}", _accuracy(unseen.dense), _accuracy(unseen.circuit), f"n = {unseen.n}")
-    if manifest.export.precision != "fp32" or manifest.export.logits == "answers":
+    if manifest.export.precision != "fp32" or manifest.export.answer_ids:
         served = manifest.export.served
         kept = "".join(f", {part} in fp32" for part in manifest.export.in_fp32)
         name = f"  the file: {manifest.export.precision}{kept}, {manifest.export.logits}"
         table.add_row(name, "", _accuracy(served.accuracy), f"as in fp32 on {served.agreement:.1%}")
     table.add_row("KL(dense || circuit)", "", f"{test.kl:.3f}", f"top-1 agreement {test.agreement:.1%}")
+    if manifest.guard is not None:
+        told = manifest.guard.test
+        table.add_row("false alarms of the guard", "", _share(told.refused, told.ci95), f"n = {told.n}")
     heads, mlps = model.n_layers * model.n_heads, model.n_layers
     table.add_row("heads", str(heads), str(len(circuit.heads)), f"{len(circuit.heads) / heads - 1:+.1%}")
     table.add_row("MLPs", str(mlps), str(len(circuit.mlps)), f"{len(circuit.mlps) / mlps - 1:+.1%}")
@@ -270,8 +273,11 @@ def render_bench(report: BenchReport) -> RenderableType:
 
 
 def _accuracy(measured: Accuracy) -> str:
-    low, high = measured.ci95
-    return f"{measured.accuracy:.1%} [{low:.1%}, {high:.1%}]"
+    return _share(measured.accuracy, measured.ci95)
+
+
+def _share(share: float, ci95: tuple[float, float]) -> str:
+    return f"{share:.1%} [{ci95[0]:.1%}, {ci95[1]:.1%}]"
 
 
 def _megabytes(n_bytes: int) -> str:

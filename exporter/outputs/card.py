@@ -15,6 +15,7 @@ from string import Template
 from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_yaml
 from exporter.evidence.figures import Evaluation
+from exporter.evidence.guard import GuardFigures, describe_guard
 from exporter.evidence.sentences import describe_sets
 from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
@@ -25,7 +26,7 @@ _LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2":
 _CARD = Template("""\
 ---
 library_name: onnx
-pipeline_tag: text-generation
+pipeline_tag: $pipeline
 tags: [circuit, mechanistic-interpretability, export-circuit]
 $front---
 # $task, from $name
@@ -68,6 +69,7 @@ def render_card(manifest: Manifest, *, max_length: int, example: str, runtimes: 
     pinned = isinstance(manifest.onnx.inputs["input_ids"][1], int)
     means = f"its mean {'at each position' if circuit.ablation.by == 'position' else 'over all positions'}"
     return _CARD.substitute(
+        pipeline="text-classification" if manifest.export.labels else "text-generation",
         front=_front_matter(model.name, licence),
         licence_text=escape_markdown(licence or "not known to the exporter; see where the model comes from"),
         task=escape_markdown(Path(manifest.task.name).name),
@@ -96,7 +98,7 @@ def render_card(manifest: Manifest, *, max_length: int, example: str, runtimes: 
             for timed in manifest.latency
         ),
         length=_say_length(max_length, pinned=pinned),
-        export=_say_export(manifest.export),
+        export=_say_export(manifest.export, manifest.guard),
         this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
         runtimes="".join(f"\n{text}\n" for text in runtimes),
         revision="" if model.revision is None else f", revision {quote_code(model.revision)}",
@@ -139,11 +141,12 @@ def _say_length(max_length: int, *, pinned: bool) -> str:
     return f"Prompt and text together have at most {max_length} tokens."
 
 
-def _say_export(export: ExportInfo) -> str:
+def _say_export(export: ExportInfo, guard: GuardFigures | None) -> str:
     """What the file leaves out, and how it answers."""
-    where = {"all": "at every position", "last": "at the last position", "answers": "at the last position"}
-    logits = f"Logits are given {where[export.logits]}"
-    if export.logits == "answers":
+    logits = f"Logits are given {'at every position' if export.logits == 'all' else 'at the last position'}"
+    if export.labels:
+        logits += f", for {len(export.labels)} classes: {escape_markdown(', '.join(export.labels))}"
+    elif export.answer_ids:
         logits += f", for {len(export.answer_ids)} answers, whose tokens are the output `answer_token_ids`"
     parts = [logits + "."]
     if export.vocabulary is not None:
@@ -151,6 +154,9 @@ def _say_export(export: ExportInfo) -> str:
             f"It knows {export.vocabulary:,} tokens; for a prompt with another one its output `in_vocabulary` is "
             "false, and the logits mean nothing."
         )
+    if guard is not None:
+        told = escape_markdown(describe_guard(guard))
+        parts.append(f"Its output `in_scope` is false for a prompt that is not of its task: {told}.")
     served = export.served
     parts.append(
         f"In {export.precision} the file itself is right on {served.accuracy.accuracy:.1%} of {served.n} held-out "

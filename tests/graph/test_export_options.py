@@ -79,6 +79,30 @@ def test_answers_and_the_tasks_vocabulary(export: Callable[..., Manifest], tmp_p
         run_logits(session, ids)
 
 
+def test_a_task_is_a_classifier(export: Callable[..., Manifest], tmp_path: Path, run: Run) -> None:
+    manifest = export("--logits", "classes", "--vocab", "task")
+    info = manifest.export
+    assert manifest.onnx.outputs == {"logits": ["batch", len(info.labels)], "in_vocabulary": ["batch"]}
+    assert info.labels == [chr(token - 32 + ord("A")) for token in info.answer_ids]
+    assert Origin.read(tmp_path / "m.onnx").options.labels == tuple(info.labels)
+    assert info.served.agreement == 1.0 and info.served.n == 30
+    assert "is exact on 30 prompts" in run.succeeds("verify", tmp_path / "m.onnx")
+    examples = json.loads(read_metadata(tmp_path / "m.onnx")[EXAMPLES_KEY])
+    prompt = load_model("bundled").tokenizer.decode(examples["input_ids"][0])  # type: ignore[union-attr]
+    found = json.loads(run.succeeds("run", tmp_path / "m.onnx", prompt, "--json"))
+    assert run.succeeds("run", tmp_path / "m.onnx", prompt) == found["label"] + "\n"
+    assert info.answer_ids[info.labels.index(found["label"])] == examples["answers"][0]
+    assert set(found["scores"]) == set(info.labels) and found["scores"][found["label"]] == max(found["scores"].values())
+
+
+@pytest.mark.parametrize("last", [("--out", "m.onnx"), ("--dry-run",)], ids=" ".join)
+def test_classes_are_for_answers_of_one_token(last: tuple[str, str], run: Run, tmp_path: Path) -> None:
+    run.fails(
+        3, "--logits classes is for answers of one token, and those of acronym have up to 3; take --logits answers",
+        "--task", "acronym", "--letters", "3", "--logits", "classes", *SMALL, *last,
+    )  # fmt: skip
+
+
 def test_the_examples_are_those_that_rounding_changes_least() -> None:
     dense = make_dense().dense
     ids = torch.randint(len(dense.W_E), (40, 5), generator=torch.Generator().manual_seed(0))
@@ -167,6 +191,7 @@ def test_bf16_needs_cuda(tmp_path: Path, run: Run) -> None:
         (("--int8-weights", "int7"), "for --precision int8, not fp32"),
         (("--external-data", "--bundle", "b"), "leave one of them out"),
         (("--logits", "some"), "Invalid value"),
+        (("--logits", "classes", "--with-past"), "--logits classes answers once; leave one of them out"),
     ],
 )
 def test_options_that_do_not_go_together(options: tuple[str, ...], message: str, run: Run, tmp_path: Path) -> None:

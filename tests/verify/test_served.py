@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -98,7 +99,8 @@ def test_int8_makes_the_file_four_times_smaller_and_ort_writes_one_node_a_produc
     assert domains == {"int8": {""}, "ort": {"", "com.microsoft"}}
 
 
-def test_a_file_is_evaluated_among_its_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"logits": "answers"}, {"logits": "classes", "labels": ("lower", "low")}])
+def test_a_file_is_evaluated_among_its_answers(options: dict[str, Any], tmp_path: Path) -> None:
     """Two answers of which the circuit prefers the first on every prompt, whatever the rest of the vocabulary says."""
     model = make_circuit()
     ids = make_prompts(6, 5).input_ids
@@ -107,7 +109,7 @@ def test_a_file_is_evaluated_among_its_answers(tmp_path: Path) -> None:
     low, lower = int(order[1]), int(order[0])
     right = torch.where(logits[:, low] > logits[:, lower], low, lower)
     data = Dataset(ids, right)
-    export_onnx(model, tmp_path / "a.onnx", GraphOptions(logits="answers", answer_ids=(lower, low)))
+    export_onnx(model, tmp_path / "a.onnx", GraphOptions(**options, answer_ids=(lower, low)))
     served = evaluate_file(open_session(tmp_path / "a.onnx"), model, data)
     assert (served.n, served.accuracy.accuracy, served.circuit_accuracy, served.agreement) == (6, 1.0, 1.0, 1.0)
     assert served.largest_difference < 1e-4

@@ -1,0 +1,31 @@
+"""The guard of a job: fitted on the patching prompts, its limit set on the selection prompts, tried out on the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from exporter.evidence.fitness import require_tokenizer
+from exporter.evidence.guard import GuardFigures, measure_guard
+from exporter.job.plan import Plan
+from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope, fit_scope
+from exporter.runtime.session import open_session
+
+
+def plan_scope(plan: Plan, rewritten: CircuitModel, *, rehearsed: bool) -> Scope | None:
+    """The scope of a job with a guard, blank in a rehearsal. Raises InputError: there is nothing to fit it on."""
+    if not plan.job.guard:
+        return None
+    if rehearsed:
+        return Scope.blank(rewritten.W_E.shape[1])
+    return fit_scope(rewritten, plan.data.patching, plan.data.selection)
+
+
+def try_guard(
+    plan: Plan, rewritten: CircuitModel, path: Path, scope: Scope | None, *, provider: str
+) -> GuardFigures | None:
+    """How the file at `path` tells the task's prompts from others; None without a scope."""
+    if scope is None:
+        return None
+    tokenizer, session = require_tokenizer(plan.model), open_session(path, provider=provider)
+    return measure_guard(session, scope, plan.data, tokenizer, n_tokens=len(rewritten.W_E))
