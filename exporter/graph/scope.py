@@ -40,7 +40,7 @@ def emit_scope(author: InputAuthor, x: ir.Value, scope: Scope | None, *, last: b
         later = author.op("Less", author.n_pos(), total, name="scope.later")  # (1,)
         within = author.op("Or", within, later, name=IN_SCOPE)
     for value, dtype in ((within, ir.DataType.BOOL), (distance, ir.DataType.FLOAT)):
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape(["batch"])
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape(["batch_size"])
     return [within, distance]
 
 
