@@ -143,7 +143,7 @@ class GraphAuthor(AttentionAuthor):
     def shape_logits(self, rows: ir.Value, n: int) -> ir.Value:
         """The output `logits`: rows of logits, (row, n), as (batch, pos or 1, n), or as they are for classes."""
         if self.options.logits == "classes":
-            rows.name, rows.type, rows.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", n])
+            rows.name, rows.type, rows.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape([BATCH, n])
             return rows
         pos: str | int = 1
         if self.options.logits != "all":
