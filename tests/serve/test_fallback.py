@@ -83,5 +83,5 @@ def test_it_is_written_by_a_process_of_its_own(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_what_goes_wrong_there_is_said_here(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no fallback: .*nowhere"):
+    with pytest.raises(InputError, match=r"no fallback: .*nowhere"):
         make_app(folder, Settings(fallback="dense", dense_model=str(tmp_path / "nowhere")))
