@@ -10,11 +10,13 @@ import json
 import typer
 
 from exporter.cli import options as opts
+from exporter.errors import UsageError
 
 
 def run(
     path: opts.DecodablePath,
-    prompt: opts.Prompt,
+    prompt: opts.Prompt = None,
+    text: opts.PromptText = None,
     max_new_tokens: opts.MaxNewTokens = 20,
     as_json: opts.TextAsJson = False,
 ) -> None:
@@ -25,7 +27,10 @@ def run(
     from exporter.cli.screen import make_errors, print_text
     from exporter.runtime.prompting import open_decoder
 
+    if (prompt is None) == (text is None):
+        raise UsageError("give a prompt, or --text with what the task's template is put around; one of the two")
     decoder = open_decoder(path)
+    prompt = decoder.fill(text or "") if prompt is None else prompt
     if decoder.labels is None:
         completion = decoder.complete(prompt, max_new_tokens=max_new_tokens)
         found, text, warnings = completion.to_json(), completion.text, completion.warnings

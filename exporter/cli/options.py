@@ -197,6 +197,11 @@ ExternalData = Annotated[
     take_flag("--external-data", "Write the weights into a file of their own, to be memory-mapped.", panel=FILE_PANEL),
 ]
 
+Guard = Annotated[
+    bool,
+    take_flag("--guard", "Have the file say when a prompt is not of its task (output in_scope).", panel=FILE_PANEL),
+]
+
 # The main command: running
 MemoryLimit = Annotated[
     float | None,
@@ -241,7 +246,11 @@ ForceData = Annotated[bool, take_flag("--force", "Overwrite an existing file.")]
 
 # run
 DecodablePath = Annotated[Path, take_file("A bundle folder, or an ONNX file that export-circuit wrote.")]
-Prompt = Annotated[str, typer.Argument(help="The text to go on from.")]
+Prompt = Annotated[str | None, typer.Argument(help="The text to go on from.")]
+PromptText = Annotated[
+    str | None,
+    take_value("A user's text in place of the prompt, such as a review: the task's template is put around it."),
+]
 MaxNewTokens = Annotated[int, take_value("Tokens to generate, at most.", least=1, metavar="N")]
 TextAsJson = Annotated[bool, take_flag("--json", "Print JSON: text, token ids, seconds for each.")]
 

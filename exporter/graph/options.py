@@ -45,8 +45,10 @@ class GraphOptions:
     one for each `token`, so that they do not. weight_type (int8): how weights are stored: with `uint8`, and with
     `int7`, one bit coarser, sums are exact on every processor; with `int8` on some (`exporter.graph.int8`). in_fp32
     (int8): parts that stay in float32: sublayers by name (`a3`, the attention of layer 3; `m5`, an MLP), the embedding
-    `W_E`, and `unembed`. external_data: weights in a file beside the graph, which ONNX Runtime maps into memory. Raises
-    InputError: an option of a wrong type or value, or options that conflict.
+    `W_E`, and `unembed`. external_data: weights in a file beside the graph, which ONNX Runtime maps into memory. guard:
+    adds the outputs in_scope, (batch,) bool, False for a prompt that is not of the task, and scope_distance
+    (`exporter.network.scope`), in float32. Raises InputError: an option of a wrong type or value, or options that
+    conflict.
     """
 
     form: Form = "plain"
@@ -62,6 +64,7 @@ class GraphOptions:
     weight_type: WeightType = "uint8"
     in_fp32: tuple[str, ...] = ()
     external_data: bool = False
+    guard: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON-able data, by field."""
@@ -96,7 +99,8 @@ class GraphOptions:
             object.__setattr__(self, name, take_items(name, getattr(self, name)))
             for part in getattr(self, name):
                 require_type(f"each of {name}", part, str)
-        require_type("external_data", self.external_data, bool)
+        for name in ("external_data", "guard"):
+            require_type(name, getattr(self, name), bool)
         self._check_answers()
         if self.vocabulary is not None and sorted(set(self.vocabulary)) != list(self.vocabulary):
             raise InputError("vocabulary must be token ids in rising order, each once")

@@ -10,6 +10,7 @@ from exporter.errors import InputError
 from exporter.evidence.latency import compare_latency
 from exporter.files.scratch import make_scratch
 from exporter.graph.export import export_onnx
+from exporter.job.guard import plan_scope
 from exporter.job.plan import Plan
 from exporter.network.model import CircuitModel
 from exporter.rewrite.folds import fold_model
@@ -23,7 +24,8 @@ def time_network(plan: Plan, network: CircuitModel) -> float:
     """Milliseconds of a call of a network as the job would export it, on patching prompts: see `Budget`."""
     with make_scratch() as folder:
         path = folder / "network.onnx"
-        export_onnx(fold_model(network), path, plan.options)
+        scope = plan_scope(plan, network, rehearsed=True)  # a blank one takes as long
+        export_onnx(fold_model(network), path, plan.options, scope=scope)
         return time_file(plan, path)
 
 

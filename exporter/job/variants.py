@@ -17,12 +17,13 @@ from exporter.graph.options import GraphOptions
 from exporter.job.plan import Plan
 from exporter.job.rounding import choose_rounding
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope
 from exporter.outputs.manifest import ExportInfo
 from exporter.outputs.shape import name_model
 from exporter.outputs.targets import choose_targets
 from exporter.outputs.targets.graph_files import list_graphs, place_graph
 from exporter.outputs.targets.target import GraphFile
-from exporter.verify.served import Served
+from exporter.verify.figures import Served
 
 Check = Callable[[Path, GraphOptions], Served]
 """The gate for a file that was exported so, and how it answers. Raises ExactnessError."""
@@ -36,8 +37,12 @@ class Variants:
     notes: list[str]
 
 
-def build_variants(plan: Plan, rewritten: CircuitModel, path: Path, options: GraphOptions, check: Check) -> Variants:
+def build_variants(
+    plan: Plan, rewritten: CircuitModel, path: Path, options: GraphOptions, scope: Scope | None, check: Check
+) -> Variants:
     """Write the files that the job's targets want, other than the one at `path`, into its folder and folders there.
+
+    They have the guard of the same scope.
 
     Raises ExactnessError as `check` does, but for a file that its target can do without.
     """
@@ -48,7 +53,7 @@ def build_variants(plan: Plan, rewritten: CircuitModel, path: Path, options: Gra
         if wanted == options:  # it is linked when the bundle is written
             continue
         try:
-            built.graphs[name] = _build(plan, rewritten, path, graph, wanted, check)
+            built.graphs[name] = _build(plan, rewritten, path, graph, wanted, scope, check)
         except ExactnessError as error:
             if not graph.optional:
                 raise
@@ -57,7 +62,13 @@ def build_variants(plan: Plan, rewritten: CircuitModel, path: Path, options: Gra
 
 
 def _build(
-    plan: Plan, rewritten: CircuitModel, path: Path, graph: GraphFile, wanted: GraphOptions, check: Check
+    plan: Plan,
+    rewritten: CircuitModel,
+    path: Path,
+    graph: GraphFile,
+    wanted: GraphOptions,
+    scope: Scope | None,
+    check: Check,
 ) -> ExportInfo:
     """One file, checked before it gets its name."""
     origin = Origin.read(path)
@@ -65,7 +76,7 @@ def _build(
     metadata = read_metadata(path) | replace(origin, options=wanted).to_metadata()
     with make_scratch() as folder:
         draft = folder / path.name
-        export_onnx(rewritten, draft, wanted, metadata=metadata)
+        export_onnx(rewritten, draft, wanted, metadata=metadata, scope=scope)
         served = check(draft, wanted)
         place_graph(draft, path.parent / graph.name, weights=graph.weights_name)
     return ExportInfo.of(wanted, served, plan.data.template)

@@ -167,7 +167,7 @@ def write_bundle(
     """
     shape = BundleShape(folder / MODEL, manifest, model, example)
     template = manifest.export.template if manifest.export.labels else None
-    if not write_tokenizer(model, folder, longest=shape.max_length, template=template, readings=readings):
+    if not write_tokenizer(shape, template=template, readings=readings):
         template = None
     check_reading(folder / TOKENIZER, model.tokenizer, readings, shape.examples, template=template)
     shape = replace(shape, framed=template is not None)
@@ -179,7 +179,7 @@ def write_bundle(
     shape = replace(shape, manifest=manifest)
     write_contents(folder, [target.write(shape) for target in chosen.values()])
     runtimes = [text for target in chosen.values() if (text := target.describe(shape))]
-    card = render_card(manifest, max_length=shape.max_length, example=example, runtimes=runtimes)
+    card = render_card(manifest, max_length=shape.max_length, example=example, runtimes=runtimes, framed=shape.framed)
     (folder / CARD).write_text(card, encoding="utf-8")
     names = sorted(_list_files(folder), key=lambda name: (name != MODEL, name))  # it comes first
     complete = manifest.model_copy(update={"files": {name: hash_file(folder / name) for name in names}})
@@ -192,13 +192,16 @@ def _list_files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
 
 
-def write_tokenizer(
-    model: LanguageModel, folder: Path, *, longest: int, template: Template | None = None, readings: Readings = ()
-) -> bool:
+def write_tokenizer(shape: BundleShape, *, template: Template | None = None, readings: Readings = ()) -> bool:
     """tokenizer.json, which is the one reading of a text, and what else says how to use it. Raises InputError.
 
     Returns whether it puts the template around a text, which it does where `readings` are the same then.
     """
-    if model.tokenizer is None or getattr(model.tokenizer, "backend_tokenizer", None) is None:
-        raise InputError(f"the tokenizer of {model.name} has no tokenizer.json; put one beside config.json")
-    return save_tokenizer(model.tokenizer, folder, longest=longest, template=template, readings=readings)
+    tokenizer = shape.model.tokenizer
+    if tokenizer is None or getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise InputError(f"the tokenizer of {shape.model.name} has no tokenizer.json; put one beside config.json")
+    masked = shape.form != "plain"
+    folder = shape.path.parent
+    return save_tokenizer(
+        tokenizer, folder, longest=shape.max_length, masked=masked, template=template, readings=readings
+    )

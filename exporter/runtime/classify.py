@@ -11,7 +11,7 @@ import numpy as np
 
 from exporter.errors import InputError
 from exporter.runtime.generate import check_prompt, pad_left
-from exporter.runtime.session import read_form, read_labels, run_logits
+from exporter.runtime.session import read_form, read_labels, run_step
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -55,7 +55,7 @@ def _classify(
     """The classes of one batch."""
     ids, mask = pad_left(prompts)  # (batch, pos)
     start = time.perf_counter()
-    logits = run_logits(session, ids, mask)[:, -1].astype(np.float64)  # (batch, class)
+    logits = run_step(session, ids, mask, {})[0][:, -1].astype(np.float64)  # (batch, class)
     seconds = time.perf_counter() - start
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     scores = weights / weights.sum(-1, keepdims=True)

@@ -43,6 +43,7 @@ class Completion:
             "prompt_ids": self.prompt_ids,
             "token_ids": self.generation.token_ids,
             "stopped": self.generation.stopped,
+            "refusal": self.generation.refusal,
             "seconds": self.generation.seconds,
             "warnings": list(self.warnings),
         }
@@ -75,7 +76,8 @@ class Decoder:
         # decode prompt and completion together: alone, some tokenizers drop the first token's leading space
         before, whole = self._decode(ids), self._decode(ids + found.token_ids)
         text = whole[len(before) :] if whole.startswith(before) else self._decode(found.token_ids)
-        return Completion(ids, text, found, self._warn(ids, n_lead))
+        ended = () if found.refusal is None else (f"the text ends early: {found.refusal}",)
+        return Completion(ids, text, found, (*self._warn(ids, n_lead), *ended))
 
     @property
     def labels(self) -> tuple[str, ...] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import numpy as np
 from exporter.errors import InputError, MissingRuntimeError
 from exporter.files import parse_json
 from exporter.files.reading import require_regular
-from exporter.graph.guards import GUARDS
+from exporter.graph.guards import GUARDS, REMEDIES, SCOPE_DISTANCE, TEXT_GUARDS
 from exporter.graph.int8 import EVERYWHERE
 from exporter.graph.metadata import (
     ANSWER_IDS_KEY,
@@ -134,9 +134,11 @@ def run_logits(
 ) -> np.ndarray[Any, Any]:
     """Logits for (batch, pos) int64 token ids in one call: (batch, pos or 1, vocab or answer).
 
-    mask, (batch, pos) bool, is False at padding. Raises InputError as `run_step` does.
+    mask, (batch, pos) bool, is False at padding. For measuring, so prompts out of scope are answered too. Raises
+    InputError as `run_step` does.
     """
-    return run_step(session, input_ids, np.ones(input_ids.shape, bool) if mask is None else mask, {})[0]
+    mask = np.ones(input_ids.shape, bool) if mask is None else mask
+    return run_step(session, input_ids, mask, {}, guards=TEXT_GUARDS)[0]
 
 
 def run_in_steps(
@@ -156,7 +158,7 @@ def run_in_steps(
     parts: list[np.ndarray[Any, Any]] = []
     past: Arrays = {}
     for start, end in pairwise(bounds):
-        logits, past = run_step(session, input_ids[:, start:end], mask[:, :end], past)
+        logits, past = run_step(session, input_ids[:, start:end], mask[:, :end], past, guards=TEXT_GUARDS)
         parts.append(logits)
     return np.concatenate(parts, axis=1)
 
@@ -166,27 +168,62 @@ def run_step(
     input_ids: np.ndarray[Any, Any],
     mask: np.ndarray[Any, Any],
     past: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    guards: Collection[str] = tuple(GUARDS),
 ) -> tuple[np.ndarray[Any, Any], Arrays]:
     """One call: logits (batch, pos or 1, vocab or answer), and keys and values, the `past` of the next call.
 
     input_ids: (batch, pos) int64. mask: (batch, past + pos) bool, False at padding; all True for a plain model.
     A classifier's logits, (batch, class), come as (batch, 1, class). `past`: returned by the previous call; empty for
-    the first one. Raises InputError: a guard is false for a prompt.
+    the first one. Raises InputError: one of `guards` that the file has is false for a prompt.
     """
-    feeds, cached = make_feeds(session, input_ids, mask, past), _find_cached(session)
-    presents = [value.name.replace("past_key_values", "present") for value in cached]
-    outputs = {value.name for value in session.get_outputs()}
-    guards = [name for name in GUARDS if name in outputs]
-    logits, *others = session.run(["logits", *guards, *presents], feeds)
-    for name in guards:
-        if not others.pop(0).all():
+    logits, present, seen = call_step(session, input_ids, mask, past, guards=guards)
+    require_guards(seen)
+    return logits, present
+
+
+def require_guards(seen: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Raise InputError where a guard, (batch,) bool by its name, is false for a prompt."""
+    for name, holds in seen.items():
+        if not holds.all():
             raise InputError(
                 f"{GUARDS[name]}: a prompt is one that it was not made for (its output {name} is false); "
-                "give prompts of its task, or export with --vocab full"
+                f"{REMEDIES[name]}"
             )
-    if logits.ndim == 2:
+
+
+def call_step(
+    session: onnxruntime.InferenceSession,
+    input_ids: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any],
+    past: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    guards: Collection[str],
+) -> tuple[np.ndarray[Any, Any], Arrays, Arrays]:
+    """`run_step` that raises nothing: also returns what those of `guards` that the file has say, (batch,) by name."""
+    feeds, cached = make_feeds(session, input_ids, mask, past), _find_cached(session)
+    names = {value.name for value in session.get_outputs()}
+    asked = [name for name in guards if name in names]
+    presents = [value.name.replace("past_key_values", "present") for value in cached]
+    logits, *others = session.run(["logits", *asked, *presents], feeds)
+    seen = dict(zip(asked, others, strict=False))
+    if logits.ndim == 2:  # a classifier's
         logits = logits[:, None]
-    return logits, {value.name: array for value, array in zip(cached, others, strict=True)}
+    kept = zip(cached, others[len(asked) :], strict=True)
+    return logits, {value.name: array for value, array in kept}, seen
+
+
+def run_guards(
+    session: onnxruntime.InferenceSession, input_ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None = None
+) -> Arrays:
+    """What the file's guards say of prompts: by name (batch,) bool, and scope_distance, (batch,) float32, beside.
+
+    input_ids and mask as in `run_logits`.
+    """
+    names = {value.name for value in session.get_outputs()} & {*GUARDS, SCOPE_DISTANCE}
+    asked = sorted(names)
+    feeds = make_feeds(session, input_ids, np.ones(input_ids.shape, bool) if mask is None else mask, {})
+    return dict(zip(asked, session.run(asked, feeds), strict=True)) if asked else {}
 
 
 def make_feeds(

@@ -26,38 +26,42 @@ Readings = Sequence[tuple[str, Sequence[int]]]
 def frame_tokenizer(backend: Tokenizer, template: Template, readings: Readings) -> Tokenizer | None:
     """A copy of a settled tokenizer that reads a text as it reads the template filled with it; None where none does.
 
-    `readings` must fit the template. White space around a text is taken away; where the prefix ends in a space, one is
-    put before the text instead, since tokens of many vocabularies begin with theirs.
+    `readings` must fit the template. White space behind a text is taken away. Where tokens begin with the space before
+    them, that of the prefix is put before the text instead.
     """
     texts = [(template.cut(prompt), list(ids)) for prompt, ids in readings]
     for variant in _vary(backend, template):
         if texts and (frame := _find_frame(variant, texts)) is not None:
             write_frame(variant, *frame)
-            if all(variant.encode(text).ids == ids for text, ids in texts):
-                return variant
+            return variant
     return None
 
 
 def _vary(backend: Tokenizer, template: Template) -> Iterator[Tokenizer]:
-    """Copies of a tokenizer that take white space off a text, and those that put a space before it."""
+    """Copies of a tokenizer: one that takes white space off a text's end; one that also puts one space before it."""
     from tokenizers import Tokenizer, normalizers
 
-    for begun in ([], [normalizers.Prepend(" ")] if template.prefix.endswith(" ") else None):
-        if begun is None:
-            continue
+    # not off its start in the first: Metaspace marks what stands at the start of the text as it was given
+    steps: list[list[normalizers.Normalizer]] = [[normalizers.Strip(left=False)]]
+    if template.prefix.endswith(" "):
+        steps.append([normalizers.Strip(), normalizers.Prepend(" ")])
+    for first in steps:
         copy = Tokenizer.from_str(backend.to_str())
         own = [] if copy.normalizer is None else [copy.normalizer]
-        copy.normalizer = normalizers.Sequence([normalizers.Strip(), *begun, *own])
+        copy.normalizer = normalizers.Sequence([*first, *own])
         yield copy
 
 
 def _find_frame(backend: Tokenizer, texts: Readings) -> tuple[list[int], list[int]] | None:
     """The tokens before and after every text in its prompt's; None where they are not the same around all."""
-    inner = [backend.encode(text, add_special_tokens=False).ids for text, _ in texts]
-    first, own = list(texts[0][1]), inner[0]
+
+    def encode(text: str) -> list[int]:
+        return list(backend.encode(text, add_special_tokens=False).ids)
+
+    first, own = list(texts[0][1]), encode(texts[0][0])
     for start in range(len(first) - len(own) + 1):
         before, behind = first[:start], first[start + len(own) :]
-        if all([*before, *ids, *behind] == list(whole) for ids, (_, whole) in zip(inner, texts, strict=True)):
+        if all([*before, *encode(text), *behind] == list(whole) for text, whole in texts):
             return before, behind
     return None
 

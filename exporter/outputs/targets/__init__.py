@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from exporter.checks import take_items
 from exporter.errors import InputError, UsageError
 from exporter.outputs.shape import BundleShape
+from exporter.outputs.targets.c import C_TARGET
 from exporter.outputs.targets.genai import GENAI_TARGET
 from exporter.outputs.targets.optimum import OPTIMUM
 from exporter.outputs.targets.runner import ONNXRUNTIME
@@ -20,6 +21,7 @@ TARGETS: dict[str, BundleTarget] = {
     "genai": GENAI_TARGET,
     "transformers-js": TRANSFORMERS_JS,
     "triton": TRITON,
+    "c": C_TARGET,
 }
 ALWAYS = "onnxruntime"  # run.py shows that a bundle works: every one has it
 DEFAULT = ("onnxruntime", "optimum", "genai")
