@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +28,7 @@ from exporter.graph.export import count_bytes, export_onnx, fits_one_file
 from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
+from exporter.job.clock import Clock
 from exporter.job.command import write_command
 from exporter.job.gate import Gate, pick_provider
 from exporter.job.guard import plan_scope, settle_scope, try_guard
@@ -53,23 +51,6 @@ from exporter.verify.figures import Exactness
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
-
-
-class Clock:
-    """Reports each stage when it begins, and keeps its duration in `seconds`."""
-
-    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
-        self.on_stage = on_stage
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the body of the context in seconds; a stage that raises is not recorded."""
-        if self.on_stage is not None:
-            self.on_stage(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 @dataclass(frozen=True, eq=False)
