@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,8 +29,9 @@ from exporter.graph.export import count_bytes, export_onnx, fits_one_file
 from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
+from exporter.job.clock import Clock
 from exporter.job.command import write_command
-from exporter.job.guard import plan_scope, try_guard
+from exporter.job.guard import plan_scope, settle_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.job.timing import LATENCY_BLOCKS
@@ -56,23 +54,6 @@ from exporter.verify.precision import compare_batches, evaluate_file, require_pr
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
-
-
-class Clock:
-    """Reports each stage when it begins, and keeps its duration in `seconds`."""
-
-    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
-        self.on_stage = on_stage
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the body of the context in seconds; a stage that raises is not recorded."""
-        if self.on_stage is not None:
-            self.on_stage(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +80,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
             rewritten = copy.deepcopy(rewritten).float()
     with clock.stage("export"):
-        scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
-        if not rehearsed:
-            options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
+        options, scope = _settle(plan, found, rewritten, options, rehearsed=rehearsed)
         description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
@@ -116,8 +95,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         figures, prompts, attention = _evaluate(model, rewritten, data)
         guard = try_guard(plan, rewritten, path, scope, provider=_pick_provider(options))
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
-    failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
-    doubts = () if is_file_task(plan.job.task) else failing
+    doubts = () if is_file_task(plan.job.task) else describe_doubt(data.task, model, data.test, figures["test"].dense)
     with clock.stage("measure"):
         dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
     return Manifest(
@@ -145,6 +123,17 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         attention=attention,
         guard=guard,
     )
+
+
+def _settle(
+    plan: Plan, found: Found, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool
+) -> tuple[GraphOptions, Scope | None]:
+    """What depends on the circuit that was found: parts that stay in float32, and the guard's scope."""
+    scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
+    if rehearsed:
+        return options, scope
+    options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
+    return options, settle_scope(plan, rewritten, options, scope, provider=_pick_provider(options))
 
 
 def _export(

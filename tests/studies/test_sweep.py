@@ -76,6 +76,7 @@ def test_a_search_shares_the_decisions_that_its_alpha_takes_too(sweep: Sweep, wh
     assert find_like(jobs[3], points[:3]) is None  # another search
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bytes(
     sweep: Sweep, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
