@@ -77,6 +77,12 @@ def name_version(package: str) -> str:
         return str(json.loads(path.read_text(encoding="utf-8"))["version"]) if path.is_file() else ""
 
 
+def name_versions() -> str:
+    """Of everything that is here."""
+    packages = ("onnxruntime", "onnxruntime-node", "onnxruntime-web", "onnxruntime-genai", "openvino")
+    return ", ".join(f"{name} {version}" for name in packages if (version := name_version(name)))
+
+
 def main() -> None:
     """Write the cases, ask every runtime, write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -84,12 +90,12 @@ def main() -> None:
     python = parser.parse_args().optimum_python
     runtimes: dict[str, Callable[[Sequence[Case]], list[Given]]] = {
         "Python": run_python,
-        "C": run_c,
-        "Node": run_node,
-        "Chromium": run_chromium,
-        "Optimum": lambda cases: run_optimum(cases, python),
         "genai": run_genai,
         "OpenVINO": run_openvino,
+        "Node": run_node,
+        "Chromium": run_chromium,
+        "C": run_c,
+        "Optimum": lambda cases: run_optimum(cases, python),
     }
     with tempfile.TemporaryDirectory(prefix="export-circuit-") as scratch:
         cases, columns = make_cases(Path(scratch)), dict[str, Column]()
@@ -99,10 +105,8 @@ def main() -> None:
             except MissingError as error:
                 columns[name] = str(error)
             print(name, columns[name], flush=True)
-    packages = ("onnxruntime", "onnxruntime-node", "onnxruntime-web", "onnxruntime-genai", "openvino")
-    versions = ", ".join(f"{name} {version}" for name in packages if (version := name_version(name)))
-    table = render_table([case.form.name for case in cases], columns)
-    write_between(PAGE, START, END, f"{table}\n\nWith {versions}.")
+            table = render_table([case.form.name for case in cases], columns)
+            write_between(PAGE, START, END, f"{table}\n\nWith {name_versions()}.")  # what is there stays, if one hangs
     print(f"wrote {PAGE}")
 
 
