@@ -53,7 +53,7 @@ def answer_each(cases: Sequence[Case], run: Callable[[Case], list[int]], target:
         except MissingError:
             raise
         except Exception as error:  # whatever a runtime raises is what the table says
-            given.append(f"{type(error).__name__}: {error}")
+            given.append(f"fails: {type(error).__name__}: {error}")
     return given
 
 
@@ -168,9 +168,13 @@ def run_node(cases: Sequence[Case]) -> list[Given]:
 
 def join(found: Sequence[Given], owners: Sequence[int], n: int) -> list[Given]:
     """What the calls gave, put together by the case that each is of."""
-    parts: list[list[Given]] = [[one for one, owner in zip(found, owners, strict=True) if owner == k] for k in range(n)]
-    errors = [[one for one in part if isinstance(one, str)] for part in parts]
-    return [bad[0] if bad else [p for one in part for p in one] for part, bad in zip(parts, errors, strict=True)]  # type: ignore[misc]
+    given: list[Given] = []
+    for place in range(n):
+        parts = [one for one, owner in zip(found, owners, strict=True) if owner == place]
+        errors = [part for part in parts if isinstance(part, str)]
+        places = [number for part in parts if not isinstance(part, str) for number in part]
+        given.append(f"fails: {errors[0]}" if errors else places)
+    return given
 
 
 def to_json(feeds: Arrays) -> dict[str, Any]:

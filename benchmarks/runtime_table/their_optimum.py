@@ -40,7 +40,7 @@ def main() -> None:
         try:
             found.append(answer(folder, kind, batches))
         except Exception as error:
-            found.append(f"{type(error).__name__}: {error}")
+            found.append(f"fails: {type(error).__name__}: {error}")
     print("\n" + json.dumps(found))
 
 

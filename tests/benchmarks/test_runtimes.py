@@ -42,7 +42,7 @@ def test_answers_are_those_after_the_last_token() -> None:
 
 
 def test_calls_of_one_case_are_put_together_and_an_error_stands_for_all() -> None:
-    assert readers.join([[1], [2, 3], "bad", [4]], [0, 0, 1, 1], 2) == [[1, 2, 3], "bad"]
+    assert readers.join([[1], [2, 3], "bad", [4]], [0, 0, 1, 1], 2) == [[1, 2, 3], "fails: bad"]
 
 
 def test_what_is_raised_is_the_reason_but_a_missing_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,7 @@ def test_what_is_raised_is_the_reason_but_a_missing_runtime_is_told(monkeypatch:
         SimpleNamespace(shape=reason, places=[n]) for reason, n in ((None, 5), ("takes no such form", 5), (None, 0))
     ]
     assert readers.answer_each(cases, run) == [
-        [2], "takes no such form", "ZeroDivisionError: integer division or modulo by zero",
+        [2], "takes no such form", "fails: ZeroDivisionError: integer division or modulo by zero",
     ]  # fmt: skip
     with pytest.raises(readers.MissingError, match="install it"):
         readers.answer_each([SimpleNamespace(shape=None, places=[])], run)
