@@ -22,7 +22,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile wheel-test clean check-python test-oldest fuzz node-modules
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile wheel-test clean check-python test-oldest fuzz node-modules runtimes
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -44,6 +44,10 @@ check-python:
 
 .venv/.installed-bench: .venv/.installed-test
 	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,bench]'
+	@touch $@
+
+.venv/.installed-runtimes: .venv/.installed-test
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,browser,runtimes]'
 	@touch $@
 
 .venv/.installed-docs: .venv/.installed
@@ -144,6 +148,10 @@ public: .venv/.installed-bench  ## Run the default job and baselines on a folder
 
 controls: .venv/.installed  ## Is a budget kept on 20 seeds, and do shuffled answers end at chance: docs/evidence.md (CONTROLS=, an hour)
 	for which in $(CONTROLS); do .venv/bin/python benchmarks/controls.py $$which --model $(MODEL) || exit 1; done
+
+# The C program needs onnxruntime_c_api.h, which the wheel does not ship: EXPORT_CIRCUIT_ORT_INCLUDE names its folder.
+runtimes: .venv/.installed-runtimes .venv-optimum/.installed  ## Run every form of a file in every runtime that is here, write docs/runtimes.md
+	.venv/bin/python benchmarks/runtimes.py
 
 search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py
