@@ -21,6 +21,7 @@ from exporter.graph.metadata import ModelInfo, Origin, TaskInfo
 from exporter.graph.options import Form, GraphOptions
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope
 from exporter.outputs.bundle import write_bundle
 from exporter.outputs.manifest import ExportInfo, Manifest
 from exporter.rewrite.surgery import rewrite_model
@@ -76,6 +77,7 @@ def make_bundle(
     positions: int = 24,
     model: LanguageModel | None = None,
     graph: GraphOptions | None = None,
+    scope: Scope | None = None,
     **options: object,
 ) -> Bundle:
     model = make_dense(family, positions=positions) if model is None else model
@@ -85,7 +87,7 @@ def make_bundle(
     origin = Origin(task=TaskInfo(name="acronym", parameters={}, sha256=""), model=info, circuit=circuit)
     folder.mkdir(exist_ok=True)
     graph = graph or GraphOptions(form=form, logits="last")
-    description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=origin.to_metadata())
+    description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=origin.to_metadata(), scope=scope)
     known = Manifest.model_validate(DATA)
     export = ExportInfo.of(graph, known.export.served)
     changes = {"onnx": description, "circuit": circuit.to_json(), "model": info, "export": export}

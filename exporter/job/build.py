@@ -30,7 +30,7 @@ from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
 from exporter.job.command import write_command
-from exporter.job.guard import plan_scope, settle_scope, try_guard
+from exporter.job.guard import plan_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.job.timing import LATENCY_BLOCKS
@@ -135,11 +135,10 @@ def _settle(
     plan: Plan, found: Found, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool
 ) -> tuple[GraphOptions, Scope | None]:
     """What depends on the circuit that was found: parts that stay in float32, and the guard's scope."""
-    scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
-    if rehearsed:
-        return options, scope
-    options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
-    return options, settle_scope(plan, rewritten, options, scope, provider=_pick_provider(options))
+    if not rehearsed:
+        options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
+    scope = plan_scope(plan, rewritten, options, provider=_pick_provider(options), rehearsed=rehearsed)
+    return options, scope
 
 
 def _export(

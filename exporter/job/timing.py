@@ -10,9 +10,9 @@ from exporter.errors import InputError
 from exporter.evidence.latency import compare_latency
 from exporter.files.scratch import make_scratch
 from exporter.graph.export import export_onnx
-from exporter.job.guard import plan_scope
 from exporter.job.plan import Plan
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope
 from exporter.rewrite.folds import fold_model
 from exporter.search.latency import SLACK
 from exporter.search.rules import DEPLOY
@@ -24,7 +24,7 @@ def time_network(plan: Plan, network: CircuitModel) -> float:
     """Milliseconds of a call of a network as the job would export it, on patching prompts: see `Budget`."""
     with make_scratch() as folder:
         path = folder / "network.onnx"
-        scope = plan_scope(plan, network, rehearsed=True)  # a blank one takes as long
+        scope = Scope.blank(network.W_E.shape[1]) if plan.job.guard else None  # takes as long as a fitted one
         export_onnx(fold_model(network), path, plan.options, scope=scope)
         return time_file(plan, path)
 
