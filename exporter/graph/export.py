@@ -6,7 +6,6 @@ import errno
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -18,7 +17,9 @@ from exporter.errors import InputError
 from exporter.files import weights_name
 from exporter.files.onnx_file import read_onnx
 from exporter.graph.author import GraphAuthor
-from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.graph.description import OnnxDescription, describe_onnx
+from exporter.graph.int8 import STORED
+from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import GraphOptions
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope
@@ -29,17 +30,6 @@ PRODUCER = "export-circuit"
 _MAX_BYTES = 2**31 - 2**20  # of weights: protobuf's limit is 2 GiB, less 1 MiB for the graph
 
 
-@dataclass(frozen=True)
-class OnnxDescription:
-    """Summary of an ONNX file for the manifest. Shapes by name; a free dimension is its name, such as `batch`."""
-
-    opset: int
-    ir_version: int
-    inputs: dict[str, list[str | int]]
-    outputs: dict[str, list[str | int]]
-    nodes: int
-
-
 def export_onnx(
     model: CircuitModel,
     path: str | Path,
@@ -48,7 +38,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     scope: Scope | None = None,
 ) -> OnnxDescription:
-    """Write `model` to `path`: token ids in; logits (batch, pos, vocab) out, or (batch, 1, vocab or answer).
+    """Write `model` to `path`: token ids in; logits out, in the shape that `GraphOptions` says.
 
     Inputs: input_ids (batch, pos) int64; except in the form "plain", attention_mask (batch, total) int64, 0 at padding
     on the left; in "past", also keys and values of earlier calls (see `exporter.graph.author`). Batch is free; pos is
@@ -76,8 +66,12 @@ def export_onnx(
     graph = GraphAuthor(model, options).author(scope)
     known = [n for n in (model.max_length, model.length, options.length) if n is not None]
     props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
-    if options.logits == "answers":
+    if options.answers_only:
         props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
+    if options.precision == "int8":
+        props[PROCESSORS_KEY] = STORED[options.weight_type].processors
+    if options.labels:
+        props[LABELS_KEY] = json.dumps(list(options.labels))
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     try:
         _save(written, Path(path), external_data=options.external_data)
@@ -165,26 +159,6 @@ def require_growing(*, by_position: bool, align: Align) -> None:
         )
 
 
-def describe_onnx(path: str | Path) -> OnnxDescription:
-    """Read inputs, outputs, opset, IR version and node count. Raises InputError: `path` is no readable ONNX file."""
-    return describe_graph(read_onnx(path).proto)
-
-
-def describe_graph(proto: onnx.ModelProto) -> OnnxDescription:
-    """`describe_onnx` for a graph in memory."""
-    return OnnxDescription(
-        opset=max((o.version for o in proto.opset_import if o.domain == ""), default=0),
-        ir_version=proto.ir_version,
-        inputs={value.name: _dims(value) for value in proto.graph.input},
-        outputs={value.name: _dims(value) for value in proto.graph.output},
-        nodes=len(proto.graph.node),
-    )
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata_props of an ONNX file. Raises InputError: `path` is no readable ONNX file."""
     return read_onnx(path).metadata
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[str | int]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]

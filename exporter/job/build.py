@@ -8,25 +8,28 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import ExactnessError, InputError
-from exporter.evidence.evaluate import Evaluation, measure_prompts, summarise_values
+from exporter.evidence.evaluate import measure_prompts, summarise_values
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
 from exporter.evidence.footprint import Memory, compare_memory
 from exporter.evidence.guard import note_guard
 from exporter.evidence.latency import Latency, compare_latency, time_call
-from exporter.evidence.showing import ShownAttention, ShownPrompt, show_attention, show_prompts
+from exporter.evidence.showing import show_attention, show_prompts
+from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
 from exporter.files.scratch import make_scratch
-from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
-from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
+from exporter.graph.description import OnnxDescription
+from exporter.graph.export import count_bytes, export_onnx, fits_one_file
+from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
 from exporter.job.command import write_command
@@ -34,6 +37,7 @@ from exporter.job.guard import plan_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.job.timing import LATENCY_BLOCKS
+from exporter.job.variants import build_variants
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope
@@ -45,8 +49,9 @@ from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
 from exporter.runtime.session import has_provider, open_session
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
-from exporter.verify.exactness import Exactness, check_file, verify_surgery
-from exporter.verify.precision import Served, evaluate_file, require_precision
+from exporter.verify.exactness import check_file, verify_surgery
+from exporter.verify.figures import Exactness, Served
+from exporter.verify.precision import compare_batches, evaluate_file, require_precision
 
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
@@ -98,6 +103,13 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
+
+        def check(file: Path, wanted: GraphOptions) -> Served:
+            if wanted.precision == "fp32":
+                return _check(model, surgery, rewritten, file, wanted, data, scope, gated=not rehearsed)[1]
+            return _serve(rewritten, file, wanted, data, gated=not rehearsed)
+
+        variants = build_variants(plan, rewritten, path, options, scope, check)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
         guard = try_guard(plan, rewritten, path, scope, provider=_pick_provider(options))
@@ -115,7 +127,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         test=figures.pop("test"),
         ood=figures,
         exactness=exactness,
-        export=ExportInfo.of(options, served),
+        export=ExportInfo.of(options, served, data.template),
         onnx=description,
         latency=latency,
         memory=memory,
@@ -123,7 +135,8 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
         seconds=clock.seconds,
         versions=collect_versions(),
-        notes=[*plan.notes, *doubts, *note_guard(guard)],
+        notes=[*plan.notes, *doubts, *note_guard(guard), *variants.notes],
+        graphs=variants.graphs,
         command=write_command(plan.job),
         prompts=prompts,
         attention=attention,
@@ -154,6 +167,8 @@ def _export(
     sha256 = surgery.sha256 if surgery.edits else None
     origin = Origin(plan.task_info, plan.model_info, found.circuit, found.record, options, sha256)
     metadata = {**origin.to_metadata(), EXAMPLES_KEY: _give_examples(rewritten, plan.data.test, options)}
+    if plan.data.template is not None:
+        metadata[TEMPLATE_KEY] = json.dumps(asdict(plan.data.template))
     description = export_onnx(rewritten, path, options, metadata=metadata, scope=scope)
     if sha256 is None:
         return description, []
@@ -206,10 +221,18 @@ def _check(
                 raise
             check_file(exact)
             exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
-    served = evaluate_file(open_session(path, provider=_pick_provider(options)), rewritten, data.test)
+    return exactness, _serve(rewritten, path, options, data, gated=gated)
+
+
+def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: TaskData, *, gated: bool) -> Served:
+    """What a file answers; a file in reduced precision that answers otherwise than the circuit is an error if gated."""
+    session = open_session(path, provider=_pick_provider(options))
+    served = evaluate_file(session, rewritten, data.test)
+    if options.precision == "int8":
+        served = replace(served, mates=compare_batches(session, data.test))
     if gated:
         require_precision(served, options)
-    return exactness, served
+    return served
 
 
 def _pick_provider(options: GraphOptions) -> str:

@@ -60,7 +60,7 @@ def run_job(
             if plan.circuit is None:
                 search_plan(plan, prior, ranks)
             return None
-        with open_outputs(job.out, job.bundle, force=job.force, report=job.report) as outputs:
+        with open_outputs(job.out, job.bundle, force=job.force, report=job.report, targets=job.targets) as outputs:
             with clock.stage("load"):
                 plan = prepare(job)
             if on_plan is not None:
@@ -77,7 +77,8 @@ def run_job(
                 manifest = build_file(plan, found, outputs.model_path, plan.options, clock)
                 require_latency(plan, outputs.model_path)
                 manifest = manifest if study is None else _add_controls(manifest, study(plan, found, clock), clock)
-                manifest = outputs.write(manifest, plan.model, example=plan.example, readings=plan.data.readings)
+                readings, strict = plan.data.readings, plan.circuit is not None  # a search is not thrown away
+                manifest = outputs.write(manifest, plan.model, example=plan.example, readings=readings, strict=strict)
                 outputs.commit()
     return manifest
 

@@ -1,4 +1,4 @@
-"""How long a call of a network takes, as the job would export it: what a latency budget is about."""
+"""How long a call takes of what a job exports: as the search asks of its networks, and of the file at the end."""
 
 from __future__ import annotations
 

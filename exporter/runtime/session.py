@@ -15,10 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import InputError, MissingRuntimeError
+from exporter.files import parse_json
 from exporter.files.reading import require_regular
 from exporter.graph.guards import GUARDS, REMEDIES, SCOPE_DISTANCE, TEXT_GUARDS
-from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.graph.int8 import EVERYWHERE
+from exporter.graph.metadata import (
+    ANSWER_IDS_KEY,
+    LABELS_KEY,
+    MAX_LENGTH_KEY,
+    PROCESSORS_KEY,
+    TEMPLATE_KEY,
+    VOCAB_SIZE_KEY,
+)
 from exporter.graph.options import Form
+from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -57,12 +67,14 @@ def has_provider(provider: str) -> bool:
 
 
 def open_session(
-    path: str | Path, *, provider: str = "cpu", threads: int | None = None
+    path: str | Path, *, provider: str = "cpu", threads: int | None = None, spin: bool = True
 ) -> onnxruntime.InferenceSession:
     """A session on one provider, `cpu` or `cuda`, without fallback to another one.
 
-    `threads`: number of intra-op threads (None: ONNX Runtime's default, one per core). Raises MissingRuntimeError: the
-    provider is missing. Raises InputError: ONNX Runtime cannot load the file.
+    `threads`: number of intra-op threads (None: ONNX Runtime's default, one per core). `spin`: whether idle threads
+    wait busily, which wakes them sooner, and takes processor time from all others. Raises MissingRuntimeError: the
+    provider is missing. Raises InputError: ONNX Runtime cannot load the file, or its int8 sums
+    would saturate here.
     """
     require_regular(path)
     ort = import_onnxruntime()
@@ -75,6 +87,8 @@ def open_session(
     options.log_severity_level = 3  # errors only: warnings would mix with ours
     if threads is not None:
         options.intra_op_num_threads = threads
+    if not spin:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if provider != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
@@ -89,6 +103,12 @@ def open_session(
         raise InputError(f"ONNX Runtime cannot load {Path(path).name}: {first}") from error
     if session.get_providers()[0] != name:
         raise MissingRuntimeError(f"ONNX Runtime placed the model on {session.get_providers()[0]}, not on {name}")
+    processors = session.get_modelmeta().custom_metadata_map.get(PROCESSORS_KEY, EVERYWHERE)
+    if provider == "cpu" and processors != EVERYWHERE and not has_int8_sums():
+        raise InputError(
+            f"{Path(path).name} is exact on {processors} only, and this processor is none of them: its 16-bit sums of "
+            "int8 products would saturate; export with --int8-weights uint8 or int7"
+        )
     return session
 
 
@@ -154,19 +174,43 @@ def run_step(
     """One call: logits (batch, pos or 1, vocab or answer), and keys and values, the `past` of the next call.
 
     input_ids: (batch, pos) int64. mask: (batch, past + pos) bool, False at padding; all True for a plain model.
-    `past`: returned by the previous call; empty for the first one. Raises InputError: one of `guards` that the file has
-    is false for a prompt.
+    A classifier's logits, (batch, class), come as (batch, 1, class). `past`: returned by the previous call; empty for
+    the first one. Raises InputError: one of `guards` that the file has is false for a prompt.
     """
-    feeds = make_feeds(session, input_ids, mask, past)
+    logits, present, seen = call_step(session, input_ids, mask, past, guards=guards)
+    require_guards(seen)
+    return logits, present
+
+
+def require_guards(seen: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Raise InputError where a guard, (batch,) bool by its name, is false for a prompt."""
+    for name, holds in seen.items():
+        if not holds.all():
+            raise InputError(
+                f"{GUARDS[name]}: a prompt is one that it was not made for (its output {name} is false); "
+                f"{REMEDIES[name]}"
+            )
+
+
+def call_step(
+    session: onnxruntime.InferenceSession,
+    input_ids: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any],
+    past: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    guards: Collection[str],
+) -> tuple[np.ndarray[Any, Any], Arrays, Arrays]:
+    """`run_step` that raises nothing: also returns what those of `guards` that the file has say, (batch,) by name."""
+    feeds, cached = make_feeds(session, input_ids, mask, past), _find_cached(session)
     names = {value.name for value in session.get_outputs()}
     asked = [name for name in guards if name in names]
-    presents = [name.replace("past_key_values", "present") for name in _name_past(session)]
+    presents = [value.name.replace("past_key_values", "present") for value in cached]
     logits, *others = session.run(["logits", *asked, *presents], feeds)
-    for name in asked:
-        if not others.pop(0).all():
-            said = f"{GUARDS[name]}: a prompt is one that it was not made for (its output {name} is false)"
-            raise InputError(f"{said}; {REMEDIES[name]}")
-    return logits, dict(zip(_name_past(session), others, strict=True))
+    seen = dict(zip(asked, others, strict=False))
+    if logits.ndim == 2:  # a classifier's
+        logits = logits[:, None]
+    kept = zip(cached, others[len(asked) :], strict=True)
+    return logits, {value.name: array for value, array in kept}, seen
 
 
 def run_guards(
@@ -188,28 +232,28 @@ def make_feeds(
     mask: np.ndarray[Any, Any],
     past: Mapping[str, np.ndarray[Any, Any]],
 ) -> Arrays:
-    """A call's inputs by name; arguments as in `run_step`."""
+    """The inputs of one call by name, as `run_step` describes them; an empty past where none is given."""
     feeds: Arrays = {"input_ids": input_ids}
     if read_form(session) == "plain":
         assert mask.all(), "this model takes no mask"
     else:
         feeds["attention_mask"] = mask.astype(np.int64)
-    cached = [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
-    for value in cached:
+    for value in _find_cached(session):
         batch, (_, n_kv, _, d_head) = len(input_ids), value.shape
         empty = np.zeros((batch, n_kv, 0, d_head), np.float16 if "float16" in value.type else np.float32)
         feeds[value.name] = past.get(value.name, empty)
     return feeds
 
 
-def _name_past(session: onnxruntime.InferenceSession) -> list[str]:
-    return [value.name for value in session.get_inputs() if value.name.startswith("past_key_values.")]
+def _find_cached(session: onnxruntime.InferenceSession) -> list[Any]:
+    """The inputs that take keys and values of earlier calls."""
+    return [value for value in session.get_inputs() if value.name.startswith("past_key_values.")]
 
 
 def read_vocab_size(session: onnxruntime.InferenceSession) -> int:
     """The size of the dense model's vocabulary: from the metadata, else the width of the logits."""
     text = session.get_modelmeta().custom_metadata_map.get(VOCAB_SIZE_KEY, "")
-    return int(text) if text.isdigit() else int(_named(session.get_outputs(), "logits").shape[2])
+    return int(text) if text.isdigit() else int(_named(session.get_outputs(), "logits").shape[-1])
 
 
 def read_answer_ids(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any] | None:
@@ -222,6 +266,42 @@ def read_answer_ids(session: onnxruntime.InferenceSession) -> np.ndarray[Any, An
         return None if text is None else np.array(json.loads(text), np.int64).reshape(-1)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("the file's answer tokens are damaged; export it again") from error
+
+
+def read_labels(session: onnxruntime.InferenceSession) -> tuple[str, ...] | None:
+    """The names of a classifier's classes, in the order of its logits; None for a language model.
+
+    Raises InputError: the file's metadata is damaged.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(LABELS_KEY)
+    if text is None:
+        return None
+    try:
+        labels = parse_json(text)
+    except (ValueError, RecursionError):
+        labels = None
+    n_classes = _named(session.get_outputs(), "logits").shape[-1]
+    if not isinstance(labels, list) or [type(label) for label in labels] != [str] * n_classes:
+        raise InputError("the file's labels are damaged; export it again")
+    return tuple(labels)
+
+
+def read_template(session: onnxruntime.InferenceSession) -> Template | None:
+    """The text around a user's text in each prompt of the file's task; None without one.
+
+    Raises InputError: the file's metadata is damaged.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(TEMPLATE_KEY)
+    if text is None:
+        return None
+    try:
+        found = parse_json(text)
+        template = Template(found["prefix"], found["suffix"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        template = None
+    if template is None or not all(isinstance(part, str) for part in (template.prefix, template.suffix)):
+        raise InputError("the file's template is damaged; export it again")
+    return template
 
 
 def read_max_length(session: onnxruntime.InferenceSession) -> int | None:

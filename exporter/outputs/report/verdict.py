@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import binomtest
-
 from exporter.evidence.controls import describe_controls
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.guard import describe_guard
 from exporter.evidence.sentences import describe_unseen, is_below
 from exporter.outputs.manifest import Manifest
@@ -47,6 +45,8 @@ class Discordant:
     @property
     def p(self) -> float:
         """McNemar's exact test, two-sided: the probability of a split so uneven if both were as likely."""
+        from scipy.stats import binomtest
+
         n = self.lost + self.gained
         return 1.0 if n == 0 else float(binomtest(self.lost, n, 0.5).pvalue)
 
