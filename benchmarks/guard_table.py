@@ -72,11 +72,11 @@ def measure_task(task: str, circuit: Path, folder: Path) -> list[dict[str, Any]]
 def measure_file(plan: Plan, network: CircuitModel, folder: Path, precision: Any) -> dict[str, Any]:
     """What the guard of one file says, and the file's time over that of one without it."""
     options = replace(plan.options, precision=precision)
-    scope = plan_scope(plan, network, options, provider="cpu", rehearsed=False)
+    scope = plan_scope(plan, network, options, rehearsed=False)
     guarded, bare = folder / "guarded.onnx", folder / "bare.onnx"
     export_onnx(network, guarded, options, scope=scope)
     export_onnx(network, bare, replace(options, guard=False))
-    figures = try_guard(plan, network, guarded, scope, provider="cpu")
+    figures = try_guard(plan, network, guarded, options, scope)
     assert figures is not None, "the job has a guard"
     test = plan.data.test
     mask = None if test.mask is None else test.mask[:1]

@@ -16,12 +16,15 @@ from exporter.graph.scope import RESIDUALS, add_residuals
 from exporter.job.plan import Plan
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope, fit_scope
-from exporter.runtime.session import make_feeds, open_session
+from exporter.runtime.session import has_provider, make_feeds, open_session
 
 
-def plan_scope(
-    plan: Plan, rewritten: CircuitModel, options: GraphOptions, *, provider: str, rehearsed: bool
-) -> Scope | None:
+def pick_provider(options: GraphOptions) -> str:
+    """The provider that a file is run on. Both half precisions are for CUDA; without it fp16 runs on the CPU."""
+    return "cuda" if options.precision in ("fp16", "bf16") and has_provider("cuda") else "cpu"
+
+
+def plan_scope(plan: Plan, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool) -> Scope | None:
     """The scope of a job with a guard, blank in a rehearsal. Raises InputError: there is nothing to fit it on.
 
     In reduced precision it is fitted on the residuals of such a file: what rounding adds to them is no distance.
@@ -37,7 +40,7 @@ def plan_scope(
         path = folder / "probe.onnx"
         export_onnx(rewritten, path, options, scope=blank)
         add_residuals(path)
-        session = open_session(path, provider=provider)
+        session = open_session(path, provider=pick_provider(options))
 
         def read(ids: Tensor, mask: Tensor | None) -> Tensor:
             real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
@@ -47,10 +50,10 @@ def plan_scope(
 
 
 def try_guard(
-    plan: Plan, rewritten: CircuitModel, path: Path, scope: Scope | None, *, provider: str
+    plan: Plan, rewritten: CircuitModel, path: Path, options: GraphOptions, scope: Scope | None
 ) -> GuardFigures | None:
     """How the file at `path` tells the task's prompts from others; None without a scope."""
     if scope is None:
         return None
-    tokenizer, session = require_tokenizer(plan.model), open_session(path, provider=provider)
+    tokenizer, session = require_tokenizer(plan.model), open_session(path, provider=pick_provider(options))
     return measure_guard(session, scope, plan.data, tokenizer, n_tokens=len(rewritten.W_E))

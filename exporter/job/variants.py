@@ -25,8 +25,10 @@ from exporter.outputs.targets.graph_files import list_graphs, place_graph
 from exporter.outputs.targets.target import GraphFile
 from exporter.verify.figures import Served
 
-Check = Callable[[Path, GraphOptions], Served]
+Check = Callable[[Path, GraphOptions, Scope | None], Served]
 """The gate for a file that was exported so, and how it answers. Raises ExactnessError."""
+Fit = Callable[[GraphOptions], Scope | None]
+"""The scope of a file's guard, None for a file without one: each precision has its own."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,9 @@ class Variants:
 
 
 def build_variants(
-    plan: Plan, rewritten: CircuitModel, path: Path, options: GraphOptions, scope: Scope | None, check: Check
+    plan: Plan, rewritten: CircuitModel, path: Path, options: GraphOptions, fit: Fit, check: Check
 ) -> Variants:
     """Write the files that the job's targets want, other than the one at `path`, into its folder and folders there.
-
-    They have the guard of the same scope.
 
     Raises ExactnessError as `check` does, but for a file that its target can do without.
     """
@@ -53,7 +53,7 @@ def build_variants(
         if wanted == options:  # it is linked when the bundle is written
             continue
         try:
-            built.graphs[name] = _build(plan, rewritten, path, graph, wanted, scope, check)
+            built.graphs[name] = _build(plan, rewritten, path, graph, wanted, fit, check)
         except ExactnessError as error:
             if not graph.optional:
                 raise
@@ -67,16 +67,17 @@ def _build(
     path: Path,
     graph: GraphFile,
     wanted: GraphOptions,
-    scope: Scope | None,
+    fit: Fit,
     check: Check,
 ) -> ExportInfo:
     """One file, checked before it gets its name."""
     origin = Origin.read(path)
     wanted = choose_rounding(plan.model.dense, rewritten, wanted, plan.data.selection, origin.record.budget)
     metadata = read_metadata(path) | replace(origin, options=wanted).to_metadata()
+    scope = fit(wanted)
     with make_scratch() as folder:
         draft = folder / path.name
         export_onnx(rewritten, draft, wanted, metadata=metadata, scope=scope)
-        served = check(draft, wanted)
+        served = check(draft, wanted, scope)
         place_graph(draft, path.parent / graph.name, weights=graph.weights_name)
     return ExportInfo.of(wanted, served, plan.data.template)

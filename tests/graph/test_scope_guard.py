@@ -19,6 +19,7 @@ from tiny import VARIANTS, make_model, make_prompts
 from exporter.circuit import Ablation, Circuit, Head
 from exporter.errors import ExactnessError, InputError
 from exporter.graph.export import export_onnx
+from exporter.graph.inputs import BATCH
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
 from exporter.network.model import CircuitModel
@@ -71,7 +72,7 @@ def test_the_file_says_what_the_reference_says(
     onnx.checker.check_model(str(path), full_check=True)
     found, expected = run_all(path, case.prompts), measure_scope(model, scope, ids, mask)
     assert list(found) == list(description.outputs)
-    assert description.outputs["in_scope"] == description.outputs["scope_distance"] == ["batch"]
+    assert description.outputs["in_scope"] == description.outputs["scope_distance"] == [BATCH]
     torch.testing.assert_close(torch.from_numpy(found["scope_distance"]), expected, rtol=1e-3, atol=1e-3)
     clear = (expected - 1).abs() > 2e-3
     assert torch.equal(torch.from_numpy(found["in_scope"])[clear], (expected <= 1)[clear])
