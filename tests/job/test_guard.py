@@ -48,11 +48,11 @@ def test_the_figures_as_a_sentence() -> None:
         "mahalanobis", 64, 250, 50, 1 / 51, test, {"words": test}, {"ioi": Refusals(9, 1.0, (0, 1), 1.0)}
     )
     assert describe_guard(figures) == (
-        "its guards refuse 1.0% [0.4%, 2.3%] of 500 held-out prompts of the task, of its unseen sets words 1.0%, and of "
-        "what is not of the task: ioi 100.0%"
+        "its guards refuse 1.0% [0.4%, 2.3%] of 500 held-out prompts of the task, of its unseen sets words 1.0%, and "
+        "of what is not of the task: ioi 100.0%"
     )
     assert note_guard(figures) == (
-        "the guard may refuse 2.0% of the task's prompts instead of 1%: its limit was set on 50 selection prompts, and 1% "
-        "takes 99",
+        "the guard may refuse 2.0% of the task's prompts instead of 1%: its limit was set on 50 selection prompts, and "
+        "1% takes 99",
     )
     assert note_guard(None) == ()

@@ -20,7 +20,7 @@ from nursery import Nursery
 from exporter.circuit import Ablation, Circuit, Head
 from exporter.errors import ExactnessError, ExportCircuitError, InputError, UsageError
 from exporter.graph import export as onnx_export
-from exporter.job import rehearsal, timing
+from exporter.job import build, rehearsal, timing
 from exporter.job import run as pipeline
 from exporter.job.build import build_file
 from exporter.job.options import Job, choose_ablation
