@@ -194,7 +194,14 @@ def test_a_body_that_does_not_come_is_not_waited_for(folder: Path) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": [], "query_string": b"", "root_path": ""}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/predict",
+        "headers": [],
+        "query_string": b"",
+        "root_path": "",
+    }
     asyncio.run(app(scope, receive, send))  # type: ignore[arg-type]  # what a server gives
     assert sent[0]["status"] == 408 and json.loads(sent[1]["body"])["error"]["code"] == "too_slow"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,7 +73,7 @@ def test_a_plain_graph_takes_prompts_of_one_length_in_a_call(engines: dict[str, 
     assert sizes == [3, 2, 1]
 
 
-def test_a_call_is_bounded_by_its_tokens_and_logits(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_is_bounded(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr("exporter.serve.engine.MOST_TOKENS", 48)
     ask(engines["masked"], [[Query((1,) * n)] for n in (12, 12, 12, 12, 12)], sizes)

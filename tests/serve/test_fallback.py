@@ -35,7 +35,8 @@ def dense(save_gpt2: Callable[..., Path]) -> LanguageModel:
 def folder(dense: LanguageModel, tmp_path: Path) -> Path:
     graph = GraphOptions(form="plain", logits="answers", answer_ids=ANSWERS, vocabulary=KNOWN)
     model = replace(dense, tokenizer=make_tokenizer())
-    return make_bundle(tmp_path / "bundle", model=model, form="plain", graph=graph, heads=[Head(0, 1)], mlps=(1,)).folder
+    circuit = {"heads": [Head(0, 1)], "mlps": (1,)}
+    return make_bundle(tmp_path / "bundle", model=model, form="plain", graph=graph, **circuit).folder
 
 
 @pytest.fixture
@@ -81,5 +82,5 @@ def test_it_is_written_by_a_process_of_its_own(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_what_goes_wrong_there_is_said_here(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no fallback: .*nowhere"):
+    with pytest.raises(InputError, match=r"no fallback: .*nowhere"):
         make_app(folder, Settings(fallback="dense", dense_model=str(tmp_path / "nowhere")))

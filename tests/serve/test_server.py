@@ -32,6 +32,9 @@ REQUEST = (
 )
 
 
+Answers = list[tuple[int, bytes]]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("serve") / "bundle", "masked")
@@ -58,7 +61,9 @@ def read_response(stream: socket.SocketIO) -> tuple[int, bytes] | None:
     return int(line.split()[1]), body
 
 
-def ask_until_closed(port: int, answers: list[tuple[int, bytes]], errors: list[BaseException], busy: threading.Event) -> None:
+def ask_until_closed(
+    port: int, answers: list[tuple[int, bytes]], errors: list[BaseException], busy: threading.Event
+) -> None:
     try:
         with closing(socket.create_connection(("127.0.0.1", port), timeout=HANG)) as connection:
             stream = connection.makefile("rb")
@@ -89,7 +94,9 @@ def test_a_signal_under_load_cuts_no_answer_off(number: int, nursery: Nursery, f
     code, out, err = child.wait()
     assert (code, errors) == (0, []), err
     assert len(set(answers)) == 1 and answers[0][0] == 200
-    assert "Traceback" not in err and all(re.match(r"\d{4}-\d\d-\d\d .* (INFO|WARNING) ", line) for line in err.splitlines())
+    assert "Traceback" not in err and all(
+        re.match(r"\d{4}-\d\d-\d\d .* (INFO|WARNING) ", line) for line in err.splitlines()
+    )
     assert out.startswith("serving on http://127.0.0.1:") and out.count("\n") == 1
 
 
