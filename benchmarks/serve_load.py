@@ -257,6 +257,13 @@ def render(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write(found: dict[str, Any]) -> None:
+    """The results, and their table in docs/serving.md."""
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    PAGE.write_text(f"{before}{START}\n{render(found)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=100_000)
@@ -272,9 +279,7 @@ def main() -> None:
     print(json.dumps(found))
     check(found)
     if options.write:
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-        PAGE.write_text(f"{before}{START}\n{render(found)}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+        write(found)
 
 
 if __name__ == "__main__":
