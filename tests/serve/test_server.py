@@ -125,8 +125,8 @@ from importlib.metadata import packages_distributions
 import exporter.cli.main, exporter.serve.server  # what the command imports
 from exporter.serve.app import make_app
 app = make_app(sys.argv[1])
-tops = {name.partition(".")[0] for name in sys.modules}
-print(json.dumps(sorted({owner for top in tops for owner in packages_distributions().get(top, ())})))
+tops, owners = {name.partition(".")[0] for name in sys.modules}, packages_distributions()
+print(json.dumps(sorted({owner for top in tops for owner in owners.get(top, ())})))
 """
 
 
