@@ -22,7 +22,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile wheel-test clean check-python test-oldest fuzz node-modules runtimes guard-results
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile wheel-test clean check-python test-oldest fuzz node-modules runtimes guard-results serve-load
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -166,6 +166,9 @@ gradual-cost: .venv/.installed  ## Measure the parts of a gradual search, and th
 
 search-profile: .venv/.installed  ## See where the time of a search goes
 	.venv/bin/python benchmarks/profile_search.py
+
+serve-load: .venv/.installed-test  ## Load a server with 100,000 requests, compare every answer, write the table of docs/serving.md (minutes)
+	.venv/bin/python benchmarks/serve_load.py --write
 
 # The wheel must do its job alone: a new environment, an empty folder, nothing of this tree in reach.
 wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone, run it in an empty folder
