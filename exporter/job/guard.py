@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from exporter.evidence.fitness import require_tokenizer
-from exporter.evidence.guard import GuardFigures, measure_guard
+from exporter.evidence.guard import measure_guard
+from exporter.evidence.guarded import GuardFigures
 from exporter.job.plan import Plan
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope, fit_scope
