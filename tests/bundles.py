@@ -87,7 +87,7 @@ def make_bundle(
     model = make_dense(family, positions=positions) if model is None else model
     circuit = Circuit(heads=tuple(heads), **({"mlps": (1, 2), "ablation": Ablation(by="global")} | options))
     rewritten = rewrite_model(model, circuit, make_prompts(8, 6))
-    info = ModelInfo(name=model.name, revision=None, sha256="0" * 64, family=model.family, n_layers=3, n_heads=4)
+    info = ModelInfo(name=model.name, revision=None, sha256=model.sha256, family=model.family, n_layers=3, n_heads=4)
     folder.mkdir(exist_ok=True)
     graph = graph or GraphOptions(form=form, logits="last")
     origin = Origin(TaskInfo(name="acronym", parameters={}, sha256=""), info, circuit, options=graph)

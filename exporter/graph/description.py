@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OnnxDescription:
-    """Summary of an ONNX file for the manifest. Shapes by name; a free dimension is its name, such as `batch`."""
+    """Summary of an ONNX file for the manifest. Shapes by name; a free dimension is its name, such as `batch_size`."""
 
     opset: int
     ir_version: int

@@ -11,7 +11,7 @@ import torch
 
 from exporter.files.onnx_file import is_external, read_external, read_onnx
 from exporter.graph.guards import IN_SCOPE, SCOPE_DISTANCE
-from exporter.graph.inputs import InputAuthor
+from exporter.graph.inputs import BATCH, InputAuthor
 from exporter.network.scope import Scope
 
 _DIRECTIONS, _SHIFT = "scope.directions", "scope.shift"
@@ -40,7 +40,7 @@ def emit_scope(author: InputAuthor, x: ir.Value, scope: Scope | None, *, last: b
         later = author.op("Less", author.n_pos(), total, name="scope.later")  # (1,)
         within = author.op("Or", within, later, name=IN_SCOPE)
     for value, dtype in ((within, ir.DataType.BOOL), (distance, ir.DataType.FLOAT)):
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape(["batch"])
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape([BATCH])
     return [within, distance]
 
 

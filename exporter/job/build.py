@@ -33,7 +33,7 @@ from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
 from exporter.job.command import write_command
-from exporter.job.guard import plan_scope, try_guard
+from exporter.job.guard import plan_scope, settle_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.job.timing import LATENCY_BLOCKS
@@ -99,9 +99,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
             rewritten = copy.deepcopy(rewritten).float()
     with clock.stage("export"):
-        scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
-        if not rehearsed:
-            options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
+        options, scope = _settle(plan, found, rewritten, options, rehearsed=rehearsed)
         description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
@@ -116,8 +114,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         figures, prompts, attention = _evaluate(model, rewritten, data)
         guard = try_guard(plan, rewritten, path, scope, provider=_pick_provider(options))
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
-    failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
-    doubts = () if is_file_task(plan.job.task) else failing
+    doubts = () if is_file_task(plan.job.task) else describe_doubt(data.task, model, data.test, figures["test"].dense)
     with clock.stage("measure"):
         dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
     return Manifest(
@@ -145,6 +142,17 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         attention=attention,
         guard=guard,
     )
+
+
+def _settle(
+    plan: Plan, found: Found, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool
+) -> tuple[GraphOptions, Scope | None]:
+    """What depends on the circuit that was found: parts that stay in float32, and the guard's scope."""
+    scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
+    if rehearsed:
+        return options, scope
+    options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
+    return options, settle_scope(plan, rewritten, options, scope, provider=_pick_provider(options))
 
 
 def _export(

@@ -179,7 +179,7 @@ def write_bundle(
     shape = replace(shape, manifest=manifest)
     write_contents(folder, [target.write(shape) for target in chosen.values()])
     runtimes = [text for target in chosen.values() if (text := target.describe(shape))]
-    card = render_card(manifest, max_length=shape.max_length, example=example, runtimes=runtimes)
+    card = render_card(manifest, max_length=shape.max_length, example=example, runtimes=runtimes, framed=shape.framed)
     (folder / CARD).write_text(card, encoding="utf-8")
     names = sorted(_list_files(folder), key=lambda name: (name != MODEL, name))  # it comes first
     complete = manifest.model_copy(update={"files": {name: hash_file(folder / name) for name in names}})

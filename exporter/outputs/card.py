@@ -6,33 +6,30 @@ Every number comes from the manifest, with its interval and the number of prompt
 from __future__ import annotations
 
 import json
-import re
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from exporter.circuit import Circuit
-from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_yaml
+from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_shell
 from exporter.evidence.figures import Evaluation
 from exporter.evidence.guarded import GuardFigures, describe_guard
 from exporter.evidence.sentences import describe_sets
 from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
+from exporter.outputs.front_matter import find_licence, render_front_matter
 from exporter.outputs.manifest import ExportInfo, Manifest
+from exporter.outputs.provenance import describe_failings, describe_making
+from exporter.tasks.template import Template as PromptTemplate
 from exporter.verify.figures import describe_mates
 
-_LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2": "apache-2.0"}
 _CARD = Template("""\
----
-library_name: onnx
-pipeline_tag: $pipeline
-tags: [circuit, mechanistic-interpretability, export-circuit]
-$front---
+$front
 # $task, from $name
 
 The part of $name ($family) that does the task $task_code, as an ONNX model of its own: $components. Everything
-else was replaced by $ablation$search. Weights: $weights. It is good for prompts such as
+else was replaced by $ablation. It is good for prompts such as
 
     $example
 
@@ -46,10 +43,17 @@ Parameters without embeddings: $parameters of $dense_parameters ($reduction). Ho
 $this_file give the same logits on $exact_prompts held-out prompts, to $exactness (allowed: $limit).
 $export
 $latency
+## How it was made
+$making
+
+## Where it fails
+$failings
+
 ## Run it
     python run.py $quoted
 
 needs onnxruntime, numpy and tokenizers only. $command does the same. $length
+$template
 $runtimes
 ## Origin
 - Dense model: $name$revision, weights sha256 $sha256
@@ -60,26 +64,34 @@ $runtimes
 $notes""")
 
 
-def render_card(manifest: Manifest, *, max_length: int, example: str, runtimes: Sequence[str] = ()) -> str:
-    """README.md. `runtimes` are paragraphs of Markdown on how to run it, beside run.py."""
+def render_card(
+    manifest: Manifest, *, max_length: int, example: str, runtimes: Sequence[str] = (), framed: bool = False
+) -> str:
+    """README.md. `runtimes` are paragraphs of Markdown on how to run it, beside run.py.
+
+    framed: whether the bundle's tokenizer puts the task's template around a text.
+    """
     # names, prompts and notes come from files: none of them may end a table, a code block or the lines for the hub
-    quoted = shlex.quote(escape_controls(" ".join(example.splitlines()), keep="\t"))
+    template = manifest.export.template
+    quoted = quote_shell(example)
+    if template is not None and template.fits(example):
+        quoted = f"--text {quote_shell(template.cut(example))}"
     circuit, model, size, exact = manifest.get_circuit(), manifest.model, manifest.size, manifest.exactness
-    licence, record = find_licence(model.name), manifest.get_record()
+    licence, name = find_licence(model.name), _name_model(model.name)
     pinned = isinstance(manifest.onnx.inputs["input_ids"][1], int)
     means = f"its mean {'at each position' if circuit.ablation.by == 'position' else 'over all positions'}"
     return _CARD.substitute(
-        pipeline="text-classification" if manifest.export.labels else "text-generation",
-        front=_front_matter(model.name, licence),
+        front=render_front_matter(manifest),
         licence_text=escape_markdown(licence or "not known to the exporter; see where the model comes from"),
         task=escape_markdown(Path(manifest.task.name).name),
         task_code=quote_code(Path(manifest.task.name).name),
-        name=escape_markdown(model.name),
+        name=escape_markdown(name),
         family=escape_markdown(model.family),
         components=_name_components(circuit),
         ablation=f"{means} on prompts of the task" if circuit.ablation.kind == "mean" else "zero",
-        search="" if record.order == "given" else f" ({escape_markdown(record.search)})",
-        weights=escape_markdown(record.weights),
+        making=describe_making(manifest),
+        failings=describe_failings(manifest),
+        template="" if template is None else _say_template(template, framed=framed),
         example="\n    ".join(escape_controls(line, keep="\t") for line in example.splitlines()),
         quoted=quoted,
         command=quote_code(f"export-circuit run . {quoted}"),
@@ -103,7 +115,7 @@ def render_card(manifest: Manifest, *, max_length: int, example: str, runtimes: 
         runtimes="".join(f"\n{text}\n" for text in runtimes),
         revision="" if model.revision is None else f", revision {quote_code(model.revision)}",
         sha256=quote_code(model.sha256),
-        task_parameters=quote_code(json.dumps(manifest.task.parameters)),
+        task_parameters=quote_code(json.dumps(_hide_folder(manifest.task.parameters))),
         versions=escape_markdown(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         notes="".join(f"- {escape_markdown(note)}\n" for note in manifest.notes),
     )
@@ -116,23 +128,28 @@ def _name_components(circuit: Circuit) -> str:
     return f"{heads}, {mlps} and {_count(circuit.n_neurons, 'neuron')} of {_count(len(circuit.neurons), 'other MLP')}"
 
 
-def find_licence(name: str) -> str | None:
-    """The licence of a dense model as the hub writes it: known by name, or said by the card in its folder."""
-    if name in _LICENCES:
-        return _LICENCES[name]
-    card = Path(name) / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    licence = re.search(r"^license:\s*([\w.-]+)\s*$", front[1], re.MULTILINE) if front else None
-    return licence[1] if licence else None
+def _name_model(name: str) -> str:
+    """The dense model's name; of a folder or a file without the folders that it is in."""
+    return Path(name).name if Path(name).exists() else name
 
 
-def _front_matter(name: str, licence: str | None) -> str:
-    """The lines that the hub reads of where the model comes from."""
-    lines = [] if licence is None else [f"license: {quote_yaml(licence)}"]
-    if "/" in name and not Path(name).exists():
-        lines.append(f"base_model: {quote_yaml(name)}")
-    return "".join(f"{line}\n" for line in lines)
+def _hide_folder(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's parameters; of a file's path the name alone."""
+    return {key: Path(value).name if key == "path" else value for key, value in parameters.items()}
+
+
+def _say_template(template: PromptTemplate, *, framed: bool) -> str:
+    """What stands around a user's text in every prompt, and who puts it there."""
+    around = f"Every prompt is {quote_code(template.prefix)}, a text, and {quote_code(template.suffix)}. "
+    if framed:
+        return (
+            around + "The tokenizer in this folder puts both there itself: give it, and pipelines that use it, the "
+            "text alone, for a whole prompt would have them twice."
+        )
+    return (
+        around + "The tokenizer does not put them there: `--text` does, and where another program reads the "
+        "tokenizer, give it whole prompts."
+    )
 
 
 def _say_length(max_length: int, *, pinned: bool) -> str:

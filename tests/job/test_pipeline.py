@@ -156,7 +156,7 @@ def test_json_prints_the_manifest_and_nothing_else(
     manifest = Manifest.from_json(out)
     assert manifest.circuit["heads"] == [[0, 1]]
     assert manifest.circuit["order"] == "given"
-    assert manifest.onnx.inputs == {"input_ids": ["batch", "sequence"]}
+    assert manifest.onnx.inputs == {"input_ids": ["batch_size", "sequence_length"]}
 
 
 def test_quiet_prints_nothing_and_seed_changes_the_prompts(

@@ -17,7 +17,7 @@ from exporter.circuit import Ablation
 from exporter.errors import InputError
 from exporter.graph.options import Form
 from exporter.outputs.bundle import is_bundle
-from exporter.outputs.card import find_licence
+from exporter.outputs.front_matter import find_licence
 from exporter.outputs.manifest import Manifest, hash_file
 from exporter.runtime.session import open_session
 

@@ -96,7 +96,7 @@ With Optimum and transformers' own pipeline:
     from transformers import AutoTokenizer, pipeline
     model = ORTModelForSequenceClassification.from_pretrained(".")
     classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained("."))
-    print(classify("a text"))
+    print(classify(text))
 """
 
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from functools import cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -48,16 +48,18 @@ def render_page(shape: BundleShape, graph: str) -> str:
         f"default-src 'none'; connect-src 'self' {HOST}; script-src {_hash(script)} blob: 'wasm-unsafe-eval'; "
         f"style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
     )
-    generates = manifest.export.logits in GENERATING
+    generates, template = manifest.export.logits in GENERATING, manifest.export.template
+    example = shape.example if generates or template is None else template.cut(shape.example)
     return (
         _make_environment()
         .get_template("page.html")
         .render(
             policy=policy,
-            title=manifest.task.name,
+            title=Path(manifest.task.name).name,
             model=manifest.model.name,
             what=f"The part of {manifest.model.name} that does this task.",
-            example=Markup.escape(escape_controls(shape.example, keep="\n\t")),
+            example=Markup.escape(escape_controls(example, keep="\n\t")),
+            label="Prompt" if generates or template is None else "Text",
             heading="Goes on with" if generates else "Class",
             length=_say_length(shape),
             figures=f"On {served.n} held-out prompts this file is right on {write_share(served.accuracy.accuracy)}.",
@@ -74,17 +76,19 @@ def describe_model(shape: BundleShape, graph: str) -> dict[str, Any]:
     weights = [name for name in (f"{graph}_data",) if (shape.path.parent / name).exists()]
     size = sum((shape.path.parent / name).stat().st_size for name in (graph, *weights))
     guards = {name: message for name, message in GUARDS.items() if name in shape.manifest.onnx.outputs}
+    export = shape.manifest.export
+    template = export.template if export.labels and not shape.framed else None  # else none, or the tokenizer's
     past = {name: dims for name, dims in shape.inputs.items() if name.startswith("past_key_values.")}
     return {
         "graph": graph,
         "weights": weights,
         "size": write_bytes(size),
-        "masked": True,
         "past": [[name, dims[1], dims[3]] for name, dims in past.items()],
         "least": shape.max_length if shape.pinned else 1,
         "longest": shape.max_length,
         "stopIds": shape.stop_ids,
-        "labels": list(getattr(shape.manifest.export, "labels", [])),
+        "labels": export.labels,
+        "around": ["", ""] if template is None else [template.prefix, template.suffix],
         "guards": guards,
         "runtimeName": RUNTIME_NAME,
         "runtime": [
@@ -114,10 +118,13 @@ def _make_environment() -> Environment:
         autoescape=True,
         undefined=StrictUndefined,
         keep_trailing_newline=True,
-        finalize=lambda value: (
-            value if isinstance(value, Markup) or not isinstance(value, str) else escape_controls(value)
-        ),
+        finalize=_write_out,
     )
+
+
+def _write_out(value: Any) -> Any:
+    """A value as the template shows it: of a text, what is not seen is written out."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else escape_controls(value)
 
 
 def _read(name: str) -> str:

@@ -135,4 +135,28 @@ def _check_guard(name: str, *, generates: bool) -> str:
     return f'    if not out["{name}"].all(): new is ids and {refusal}; {ended}\n'
 
 
-ONNXRUNTIME = BundleTarget(write_runner)
+def describe_onnxruntime(shape: BundleShape) -> str:
+    """Five lines of Python; of a model with past run.py is as short as it gets."""
+    export = shape.manifest.export
+    if shape.form == "past":
+        return ""
+    mask = "" if shape.form == "plain" else ', "attention_mask": np.ones_like(ids)'
+    outputs, names = (
+        ("logits, answers", '"logits", "answer_token_ids"') if export.logits == "answers" else ("(logits,)", '"logits"')
+    )
+    place = "logits[0, -1].argmax()"
+    if export.labels:
+        said = 'json.load(open("config.json"))["id2label"][str(logits[0].argmax())]'
+    else:
+        said = f"tokenizer.decode([int({f'answers[{place}]' if export.logits == 'answers' else place})])"
+    return (
+        "With ONNX Runtime in Python, in this folder:\n\n"
+        "    import json, numpy as np, onnxruntime, tokenizers\n"
+        '    tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")\n'
+        "    ids = np.array([tokenizer.encode(text).ids])\n"
+        f'    {outputs} = onnxruntime.InferenceSession("model.onnx").run([{names}], {{"input_ids": ids{mask}}})\n'
+        f"    print({said})\n"
+    )
+
+
+ONNXRUNTIME = BundleTarget(write_runner, describe=describe_onnxruntime)

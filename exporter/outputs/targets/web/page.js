@@ -46,8 +46,7 @@ async function load() {
 async function call({ ort, session }, ids, fresh, past) {
   const some = ids.slice(-fresh);
   const long = (values) => new ort.Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
-  const feeds = { input_ids: long(some) };
-  if (about.masked) feeds.attention_mask = long(ids.map(() => 1));
+  const feeds = { input_ids: long(some), attention_mask: long(ids.map(() => 1)) };
   for (const [name, heads, width] of about.past) {
     feeds[name] = past?.[name.replace("past_key_values", "present")]
       ?? new ort.Tensor("float32", new Float32Array(0), [1, heads, 0, width]);
@@ -82,7 +81,7 @@ const write = (share) => `${(100 * share).toFixed(1)} %`;
 
 async function answer(model) {
   const start = performance.now();
-  const { ids } = model.tokenizer.encode(at("prompt").value);
+  const { ids } = model.tokenizer.encode(about.around.join(at("prompt").value));
   const allowed = about.least === about.longest ? `exactly ${about.longest}` : `${about.least} to ${about.longest}`;
   if (ids.length < about.least || ids.length > about.longest) {
     return refuse(`The prompt has ${ids.length} tokens, and the model takes ${allowed}.`);
