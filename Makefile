@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 EAP_IG ?=
 MIB ?=
+FUZZ_ARGS ?=
 SWEEP_TASKS ?= acronym greater-than ioi
 SMALL_ARGS ?= acronym greater-than ioi
 COMPARE_MODEL ?= bundled
@@ -21,7 +22,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile wheel-test clean check-python test-oldest fuzz node-modules
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -60,6 +61,11 @@ check-python:
 	.venv-exchange/bin/python $(PIP_INSTALL) -c constraints-exchange.txt --no-deps circuitkit
 	@touch $@
 
+.venv-oldest/.installed: | check-python
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP_INSTALL) onnxruntime==1.18.1 'numpy<2'
+	@touch $@
+
 demo: .venv/.installed  ## Set up, run the main job on one task, print its result (TASK=, MODEL=)
 	@mkdir -p demo
 	.venv/bin/export-circuit --task $(TASK) --model $(MODEL) --out demo/model.onnx --report --force
@@ -77,6 +83,17 @@ test-optimum: .venv-optimum/.installed  ## The tests by default with Optimum's v
 test-exchange: .venv/.installed-test .venv-exchange/.installed  ## Others' readers on our graph files (EAP_IG=folder MIB=folder)
 	EXPORT_CIRCUIT_EXCHANGE_PYTHON=.venv-exchange/bin/python EXPORT_CIRCUIT_EXCHANGE_EAP_IG=$(EAP_IG) \
 	  EXPORT_CIRCUIT_EXCHANGE_MIB=$(MIB) .venv/bin/python -m pytest tests/exchange $(PYTEST_ARGS)
+
+test-oldest: .venv/.installed-test .venv-oldest/.installed  ## The files in the oldest ONNX Runtime that reads them, 1.18
+	EXPORT_CIRCUIT_OLDEST_PYTHON=.venv-oldest/bin/python .venv/bin/python -m pytest tests/graph/test_oldest_runtime.py $(PYTEST_ARGS)
+
+fuzz: .venv/.installed  ## Throw 10,000 inputs at exported graphs: no crash, no wrong answer (FUZZ_ARGS=)
+	.venv/bin/python benchmarks/fuzz_graphs.py $(FUZZ_ARGS)
+# For tests of what is exported for JavaScript; the packages' own install scripts would fetch GPU libraries.
+node-modules: tests/js/node_modules/.package-lock.json  ## The JavaScript runtimes that the tests use, where npm is
+
+tests/js/node_modules/.package-lock.json: tests/js/package-lock.json
+	cd tests/js && npm ci --ignore-scripts --no-audit --no-fund
 
 lint: .venv/.installed-test  ## ruff and mypy --strict
 	.venv/bin/ruff check .
@@ -151,5 +168,5 @@ wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone
 	rm -rf build
 
 clean:  ## Remove environments, caches and outputs
-	rm -rf .venv .venv-optimum .venv-exchange build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-optimum .venv-exchange .venv-oldest build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

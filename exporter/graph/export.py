@@ -44,9 +44,9 @@ def export_onnx(
     on the left; in "past", also keys and values of earlier calls (see `exporter.graph.author`). Batch is free; pos is
     free unless the form is "plain" and a length is given. The model is folded first (no change to what `rewrite_model`
     returns). `metadata` is added to the file's metadata_props; `scope` is what options.guard computes
-    (`fit_scope`). Raises InputError: arguments of a wrong type, options
-    that do not fit the model, a path that cannot be written, weights above 2 GB without external_data, or the form
-    "past" for a model whose constants count positions from the last token.
+    (`fit_scope`). Raises InputError: arguments of a wrong type, options that do not fit the model, a path that cannot
+    be written, weights above 2 GB without external_data, or the form "past" for a model whose constants count positions
+    from the last token.
     """
     require_type("model", model, CircuitModel)
     require_type("options", options, GraphOptions)
@@ -64,7 +64,7 @@ def export_onnx(
         require_one_file(count_bytes(model))
     _require_fit(model, options, scope)
     graph = GraphAuthor(model, options).author(scope)
-    props = {**(metadata or {}), **_list_props(model, options)}
+    props = {**(metadata or {}), **_describe_itself(model, options)}
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     try:
         _save(written, Path(path), external_data=options.external_data)
@@ -76,8 +76,8 @@ def export_onnx(
     return describe_onnx(path)
 
 
-def _list_props(model: CircuitModel, options: GraphOptions) -> dict[str, str]:
-    """What callers need to run the file, by metadata key."""
+def _describe_itself(model: CircuitModel, options: GraphOptions) -> dict[str, str]:
+    """What a caller of the file has to know, by metadata key."""
     known = [n for n in (model.max_length, model.length, options.length) if n is not None]
     props = {MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
     if options.answers_only:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from exporter.circuit import Circuit, SearchRecord
-from exporter.errors import ExactnessError, InputError
+from exporter.errors import InputError
 from exporter.evidence.evaluate import measure_prompts, summarise_values
 from exporter.evidence.figures import Evaluation
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
@@ -32,7 +28,9 @@ from exporter.graph.export import count_bytes, export_onnx, fits_one_file
 from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
+from exporter.job.clock import Clock
 from exporter.job.command import write_command
+from exporter.job.gate import Gate, pick_provider
 from exporter.job.guard import plan_scope, settle_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
@@ -46,33 +44,13 @@ from exporter.outputs.manifest import ExportInfo, Manifest, Size, hash_file
 from exporter.outputs.reference import load_dense
 from exporter.rewrite.folds import fold_model
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
-from exporter.runtime.session import has_provider, open_session
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
-from exporter.verify.exactness import check_file, verify_surgery
-from exporter.verify.figures import Exactness, Served
-from exporter.verify.precision import compare_batches, evaluate_file, require_precision
+from exporter.verify.figures import Exactness
 
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
-
-
-class Clock:
-    """Reports each stage when it begins, and keeps its duration in `seconds`."""
-
-    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
-        self.on_stage = on_stage
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the body of the context in seconds; a stage that raises is not recorded."""
-        if self.on_stage is not None:
-            self.on_stage(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,17 +80,12 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         options, scope = _settle(plan, found, rewritten, options, rehearsed=rehearsed)
         description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
-        exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
-
-        def check(file: Path, wanted: GraphOptions) -> Served:
-            if wanted.precision == "fp32":
-                return _check(model, surgery, rewritten, file, wanted, data, scope, gated=not rehearsed)[1]
-            return _serve(rewritten, file, wanted, data, gated=not rehearsed)
-
-        variants = build_variants(plan, rewritten, path, options, scope, check)
+        gate = Gate(model, surgery, rewritten, data, scope, shut=not rehearsed)
+        exactness, served = gate.prove(path, options), gate.serve(path, options)
+        variants = build_variants(plan, path, options, gate)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
-        guard = try_guard(plan, rewritten, path, scope, provider=_pick_provider(options))
+        guard = try_guard(plan, rewritten, path, scope, provider=pick_provider(options))
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
     doubts = () if is_file_task(plan.job.task) else describe_doubt(data.task, model, data.test, figures["test"].dense)
     with clock.stage("measure"):
@@ -152,7 +125,7 @@ def _settle(
     if rehearsed:
         return options, scope
     options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
-    return options, settle_scope(plan, rewritten, options, scope, provider=_pick_provider(options))
+    return options, settle_scope(plan, rewritten, options, scope, provider=pick_provider(options))
 
 
 def _export(
@@ -192,53 +165,6 @@ def _evaluate(
     decode = require_tokenizer(model).decode
     shown = show_prompts(*models, sets, {name: of_set["kl"] for name, of_set in values.items()}, decode)
     return figures, shown, show_attention(rewritten, data.test, decode)
-
-
-def _check(
-    model: LanguageModel,
-    surgery: Surgery,
-    rewritten: CircuitModel,
-    path: Path,
-    options: GraphOptions,
-    data: TaskData,
-    scope: Scope | None,
-    *,
-    gated: bool = True,
-) -> tuple[Exactness, Served]:
-    """Exactness, of the same graph in fp32 where the file is in reduced precision, and what the file itself answers.
-
-    If not `gated`, a difference in either is no error: the rehearsal's circuit says nothing about the searched one.
-    """
-    with make_scratch() as folder:
-        exact = path
-        if options.precision != "fp32":
-            exact = folder / path.name
-            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor", in_fp32=()), scope=scope)
-        try:
-            sets = {"patching": data.patching, "prompts": data.test}
-            exactness = verify_surgery(model, surgery, rewritten, exact, **sets, scope=scope)
-        except ExactnessError:
-            if gated:
-                raise
-            check_file(exact)
-            exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
-    return exactness, _serve(rewritten, path, options, data, gated=gated)
-
-
-def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: TaskData, *, gated: bool) -> Served:
-    """What a file answers; a file in reduced precision that answers otherwise than the circuit is an error if gated."""
-    session = open_session(path, provider=_pick_provider(options))
-    served = evaluate_file(session, rewritten, data.test)
-    if options.precision == "int8":
-        served = replace(served, mates=compare_batches(session, data.test))
-    if gated:
-        require_precision(served, options)
-    return served
-
-
-def _pick_provider(options: GraphOptions) -> str:
-    is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
-    return "cuda" if is_half and has_provider("cuda") else "cpu"
 
 
 def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOptions) -> str:
@@ -303,4 +229,7 @@ def _reverify(path: Path, model: str | None, task: Path | None) -> Exactness:
     if hash_sets(data) != origin.task.sha256:
         raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
     surgery = load_surgery_of(path, origin) or plan_surgery(loaded, origin.circuit, data.patching)
-    return _check(loaded, surgery, operate(loaded.dense, surgery), path, origin.options, data, read_scope(path))[0]
+    gate = Gate(loaded, surgery, operate(loaded.dense, surgery), data, read_scope(path))
+    exactness = gate.prove(path, origin.options)
+    gate.serve(path, origin.options)
+    return exactness
