@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from exporter.evidence.fitness import require_tokenizer
-from exporter.evidence.guard import GuardFigures, measure_guard
+from exporter.evidence.guard import measure_guard
+from exporter.evidence.guarded import GuardFigures
 from exporter.files.scratch import make_scratch
 from exporter.graph.export import export_onnx
 from exporter.graph.options import GraphOptions

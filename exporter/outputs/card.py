@@ -14,7 +14,8 @@ from typing import Any
 from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_shell
 from exporter.evidence.figures import Evaluation
-from exporter.evidence.guard import GuardFigures, describe_guard
+from exporter.evidence.guarded import GuardFigures, describe_guard
+from exporter.evidence.latency import Latency
 from exporter.evidence.sentences import describe_sets
 from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
@@ -73,9 +74,7 @@ def render_card(
     """
     # names, prompts and notes come from files: none of them may end a table, a code block or the lines for the hub
     template = manifest.export.template
-    quoted = quote_shell(example)
-    if template is not None and template.fits(example):
-        quoted = f"--text {quote_shell(template.cut(example))}"
+    quoted = _quote_prompt(template, example)
     circuit, model, size, exact = manifest.get_circuit(), manifest.model, manifest.size, manifest.exactness
     licence, name = find_licence(model.name), _name_model(model.name)
     pinned = isinstance(manifest.onnx.inputs["input_ids"][1], int)
@@ -103,12 +102,7 @@ def render_card(
         exact_prompts=exact.prompts,
         exactness=f"{max(exact.hooked_vs_rewritten, exact.rewritten_vs_onnx):.1e}",
         limit=f"{exact.limit:.1e}",
-        latency="".join(
-            f"\nLatency at batch {timed.batch}, {timed.threads} CPU threads: {timed.circuit * 1e3:.2f} ms; dense, "
-            f"exported the same way: {timed.dense * 1e3:.2f} ms ({timed.speedup:.2f} x, 95 % interval "
-            f"{timed.speedup_ci95[0]:.2f} to {timed.speedup_ci95[1]:.2f}).\n"
-            for timed in manifest.latency
-        ),
+        latency="".join(map(_say_latency, manifest.latency)),
         length=_say_length(max_length, pinned=pinned),
         export=_say_export(manifest.export, manifest.guard),
         this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
@@ -118,6 +112,21 @@ def render_card(
         task_parameters=quote_code(json.dumps(_hide_folder(manifest.task.parameters))),
         versions=escape_markdown(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         notes="".join(f"- {escape_markdown(note)}\n" for note in manifest.notes),
+    )
+
+
+def _quote_prompt(template: PromptTemplate | None, example: str) -> str:
+    """The arguments that give a command the example: its text alone where it fits the task's template."""
+    if template is not None and template.fits(example):
+        return f"--text {quote_shell(template.cut(example))}"
+    return quote_shell(example)
+
+
+def _say_latency(timed: Latency) -> str:
+    return (
+        f"\nLatency at batch {timed.batch}, {timed.threads} CPU threads: {timed.circuit * 1e3:.2f} ms; dense, "
+        f"exported the same way: {timed.dense * 1e3:.2f} ms ({timed.speedup:.2f} x, 95 % interval "
+        f"{timed.speedup_ci95[0]:.2f} to {timed.speedup_ci95[1]:.2f}).\n"
     )
 
 
