@@ -116,7 +116,7 @@ def render_card(
         sha256=quote_code(model.sha256),
         task_parameters=quote_code(json.dumps(_hide_folder(manifest.task.parameters))),
         versions=escape_markdown(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
-        notes="".join(f"- {escape_markdown(note)}\n" for note in manifest.notes),
+        notes="".join(f"- {escape_markdown(note)}\n" for note in _list_notes(manifest)),
     )
 
 
@@ -135,6 +135,12 @@ def _name_model(name: str) -> str:
 def _hide_folder(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A task's parameters; of a file's path the name alone."""
     return {key: Path(value).name if key == "path" else value for key, value in parameters.items()}
+
+
+def _list_notes(manifest: Manifest) -> list[str]:
+    """The manifest's notes, which name a task's file without its folder here."""
+    path = str(manifest.task.parameters.get("path", ""))
+    return [note.replace(path, Path(path).name) if path else note for note in manifest.notes]
 
 
 def _say_template(template: PromptTemplate, *, framed: bool) -> str:
