@@ -77,12 +77,7 @@ def export_onnx(
     graph = GraphAuthor(model, options).author(scope)
     known = [n for n in (model.max_length, model.length, options.length) if n is not None]
     props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
-    if options.answers_only:
-        props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
-    if options.precision == "int8":
-        props[PROCESSORS_KEY] = STORED[options.weight_type].processors
-    if options.labels:
-        props[LABELS_KEY] = json.dumps(list(options.labels))
+    props |= _describe_numbers(options)
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     try:
         _save(written, Path(path), external_data=options.external_data)
@@ -92,6 +87,18 @@ def export_onnx(
         # a full disk: numpy, which writes the weights, raises an OSError without errno
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     return describe_onnx(path)
+
+
+def _describe_numbers(options: GraphOptions) -> dict[str, str]:
+    """Metadata on what the logits stand for, and on which processors int8 sums are exact."""
+    props = {}
+    if options.answers_only:
+        props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
+    if options.labels:
+        props[LABELS_KEY] = json.dumps(list(options.labels))
+    if options.precision == "int8":
+        props[PROCESSORS_KEY] = STORED[options.weight_type].processors
+    return props
 
 
 def _save(model: ir.Model, path: Path, *, external_data: bool) -> None:
