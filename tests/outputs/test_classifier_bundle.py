@@ -66,7 +66,7 @@ def test_the_template_and_the_classes_are_said_everywhere(exported: Path) -> Non
     assert config["label2id"] == {label: index for index, label in enumerate(labels)}
     assert config["problem_type"] == "single_label_classification"
     card = (exported / "bundle" / "README.md").read_text()
-    assert 'pipeline_tag: "text-classification"' in card and "a whole prompt would have them twice" in card
+    assert "pipeline_tag: text-classification\n" in card and "a whole prompt would have them twice" in card
     assert str(exported) not in card
 
 
