@@ -13,13 +13,15 @@ SMALL_ARGS ?= acronym greater-than ioi
 COMPARE_MODEL ?= bundled
 COMPARE_ARGS ?= acronym greater-than ioi
 CONTROLS ?= shuffled seeds
+PUBLIC ?=
+PUBLIC_ARGS ?=
 
 SOURCES := pyproject.toml
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results controls search-results gradual-cost search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile wheel-test clean check-python
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -118,6 +120,10 @@ small-results: .venv/.installed  ## Run the gradual search and write the table o
 
 compare-results: .venv/.installed-bench  ## Compare circuits with what one would do instead, into docs/compare (COMPARE_ARGS=, COMPARE_MODEL=)
 	.venv/bin/python benchmarks/compare_results.py --model $(COMPARE_MODEL) $(COMPARE_ARGS)
+
+public: .venv/.installed-bench  ## Run the default job and baselines on a folder of public task files: docs/compare.md (PUBLIC=folder, PUBLIC_ARGS="--lines 500")
+	@test -n "$(PUBLIC)" || { echo "make: say where the task files are: make public PUBLIC=folder" >&2; exit 1; }
+	.venv/bin/python benchmarks/public_results.py $(PUBLIC_ARGS) "$(PUBLIC)"
 
 controls: .venv/.installed  ## Is a budget kept on 20 seeds, and do shuffled answers end at chance: docs/evidence.md (CONTROLS=, an hour)
 	for which in $(CONTROLS); do .venv/bin/python benchmarks/controls.py $$which --model $(MODEL) || exit 1; done

@@ -39,6 +39,9 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
         name = f"  the file: {manifest.export.precision}{kept}, {manifest.export.logits}"
         table.add_row(name, "", _accuracy(served.accuracy), f"as in fp32 on {served.agreement:.1%}")
     table.add_row("KL(dense || circuit)", "", f"{test.kl:.3f}", f"top-1 agreement {test.agreement:.1%}")
+    if manifest.guard is not None:
+        told = manifest.guard.test
+        table.add_row("false alarms of the guard", "", _share(told.refused, told.ci95), f"n = {told.n}")
     heads, mlps = model.n_layers * model.n_heads, model.n_layers
     table.add_row("heads", str(heads), str(len(circuit.heads)), f"{len(circuit.heads) / heads - 1:+.1%}")
     table.add_row("MLPs", str(mlps), str(len(circuit.mlps)), f"{len(circuit.mlps) / mlps - 1:+.1%}")
@@ -69,7 +72,7 @@ def _describe_result(manifest: Manifest, seconds: float) -> list[str]:
     """What stands below the table, a sentence a line."""
     from exporter.evidence.sentences import describe_sets
     from exporter.graph.int8 import EVERYWHERE
-    from exporter.verify.served import describe_mates
+    from exporter.verify.figures import describe_mates
 
     exact, record = manifest.exactness, manifest.get_record()
     export = manifest.export
@@ -270,8 +273,11 @@ def render_bench(report: BenchReport) -> RenderableType:
 
 
 def _accuracy(measured: Accuracy) -> str:
-    low, high = measured.ci95
-    return f"{measured.accuracy:.1%} [{low:.1%}, {high:.1%}]"
+    return _share(measured.accuracy, measured.ci95)
+
+
+def _share(share: float, ci95: tuple[float, float]) -> str:
+    return f"{share:.1%} [{ci95[0]:.1%}, {ci95[1]:.1%}]"
 
 
 def _megabytes(n_bytes: int) -> str:

@@ -73,6 +73,7 @@ class ExportOptions:
     int8_weights: opts.Int8Weights = "uint8"
     target: opts.Target = "portable"
     external_data: opts.ExternalData = False
+    guard: opts.Guard = False
 
     # running
     memory_limit: opts.MemoryLimit = None
@@ -124,6 +125,7 @@ class ExportOptions:
             scales=self.int8_scales,
             weights=self.int8_weights,
             external_data=self.external_data,
+            guard=self.guard,
             report=self.report,
         )
 

@@ -197,6 +197,11 @@ ExternalData = Annotated[
     take_flag("--external-data", "Write the weights into a file of their own, to be memory-mapped.", panel=FILE_PANEL),
 ]
 
+Guard = Annotated[
+    bool,
+    take_flag("--guard", "Have the file say when a prompt is not of its task (output in_scope).", panel=FILE_PANEL),
+]
+
 # The main command: running
 MemoryLimit = Annotated[
     float | None,

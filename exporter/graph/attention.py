@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from exporter.graph.nodes import make_value
+from exporter.graph.inputs import BATCH, TOTAL
 from exporter.graph.options import GraphOptions
 from exporter.graph.positions import PositionAuthor
 from exporter.network.attention import Attention
@@ -37,13 +36,7 @@ class AttentionAuthor(PositionAuthor):
         q, k, v = self.heads_of(attention, x, name, queries=True)
         k, v = self.keys_values(attention, k, v, name)
         single = self.is_single(attention)
-        k = self.op("Transpose", k, name=f"{name}.k_transposed", perm=[0, 2, 1] if single else [0, 1, 3, 2])
-        scores = self.op("MatMul", q, k, name=f"{name}.scores")  # (batch, head, pos, total)
-        mask = self.mask()
-        if mask is not None:
-            scores = self.op("Add", scores, mask, name=f"{name}.masked")
-        pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)
-        z = self.op("MatMul", pattern, v, name=f"{name}.z")  # (batch, head, pos, d_head)
+        z = self.attend(q, k, v, self.mask(), name, single=single)  # (batch, head, pos, d_head)
         if single:
             return z
         z = self.op("Transpose", z, name=f"{name}.z_by_pos", perm=[0, 2, 1, 3])  # (batch, pos, head, d_head)
@@ -51,24 +44,29 @@ class AttentionAuthor(PositionAuthor):
 
     def read_last(self, attention: Attention, x: ir.Value, name: str) -> ir.Value:
         """The heads' z (see `Attention.z`) at the last position: (batch, head * d_head)."""
-        n_heads, d_head = len(attention.heads), attention.d_head
+        n_heads, d_head, single = len(attention.heads), attention.d_head, self.is_single(attention)
         k, v = self.heads_of(attention, x, name, queries=False)
         k, v = self.keys_values(attention, k, v, name)
         q = self.linear(self.take_last(x, axis=1), attention.W_Q, attention.b_Q, f"{name}.q_flat", rows=True)
-        if self.is_single(attention):
-            q = self.turned(attention, q, "q", name, last=True)
-            scores = self.contract("bd,bkd->bk", q, k, f"{name}.scores")
-            pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)
-            return self.contract("bk,bkd->bd", pattern, v, f"{name}.z")
-        q = self.op("Reshape", q, self.integers(0, n_heads, d_head), name=f"{name}.q_by_head")
-        q = self.turned(attention, q, "q", name, last=True)  # (batch, head, d_head)
-        scores = self.contract("bhd,bhkd->bhk", q, k, f"{name}.scores")
-        mask = self.last_mask()
+        shape = self.integers(0, 1, d_head) if single else self.integers(0, n_heads, 1, d_head)
+        q = self.op("Reshape", q, shape, name=f"{name}.q_by_head")
+        q = self.turned(attention, q, "q", name, last=True)  # (batch, head, 1, d_head)
+        z = self.attend(q, k, v, self.last_mask(), name, single=single)  # (batch, head, 1, d_head)
+        return self.op("Reshape", z, self.integers(0, n_heads * d_head), name=f"{name}.z_flat")
+
+    def attend(
+        self, q: ir.Value, k: ir.Value, v: ir.Value, mask: ir.Value | None, name: str, *, single: bool
+    ) -> ir.Value:
+        """The attention-weighted mean of values: (batch, head, query, d_head), of k and v (batch, head, key, d_head).
+
+        Products are MatMul, which ONNX Runtime fuses with the Transpose. Its Einsum ends the process on an empty batch.
+        """
+        k = self.op("Transpose", k, name=f"{name}.k_transposed", perm=[0, 2, 1] if single else [0, 1, 3, 2])
+        scores = self.op("MatMul", q, k, name=f"{name}.scores")  # (batch, head, query, key)
         if mask is not None:
             scores = self.op("Add", scores, mask, name=f"{name}.masked")
-        pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)  # (batch, head, total)
-        z = self.contract("bhk,bhkd->bhd", pattern, v, f"{name}.z_by_head")
-        return self.op("Reshape", z, self.integers(0, n_heads * d_head), name=f"{name}.z")
+        pattern = self.op("Softmax", scores, name=f"{name}.pattern", axis=-1)
+        return self.op("MatMul", pattern, v, name=f"{name}.z")
 
     def is_single(self, attention: Attention) -> bool:
         """Whether the graph omits the head axis, in all shapes below: one head, and prompts of fixed length."""
@@ -112,7 +110,7 @@ class AttentionAuthor(PositionAuthor):
     def keys_values(self, attention: Attention, k: ir.Value, v: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
         """Keys and values for each query head, past and opening included: (batch, head, total, d_head) each."""
         if self.form == "past":
-            k, v = self.with_past(k, v, len(attention.kv_heads), attention.d_head, name)
+            k, v = self.with_past(k, v)
         if self.start:
             k, v = (
                 self.with_opening(own, shared, f"{name}.{part}", single=self.is_single(attention))
@@ -126,25 +124,22 @@ class AttentionAuthor(PositionAuthor):
 
     def with_opening(self, own: ir.Value, shared: Tensor, name: str, *, single: bool) -> ir.Value:
         """`own` keys or values after those of the opening, `shared` (kv_head, opening, d_head)."""
-        batch = self.once("batch", lambda: self.op("Shape", self.input_ids, name="batch", start=0, end=1))
         ones = self.integers(*[1] * (2 if single else 3))
         shape = self.once(
             f"batch.{len(ones.shape or ())}.{single}",
-            lambda: self.op("Concat", batch, ones, name=f"batch.{'rows' if single else 'heads'}", axis=0),
+            lambda: self.op("Concat", self.n_batch(), ones, name=f"batch.{'rows' if single else 'heads'}", axis=0),
         )
         first = self.op("Expand", self.weight(f"{name}.opening", shared if not single else shared[0]), shape,
                         name=f"{name}.opening_by_prompt")  # fmt: skip
         return self.op("Concat", first, own, name=f"{name}.all", axis=1 if single else 2)
 
-    def with_past(self, k: ir.Value, v: ir.Value, n_kv: int, d_head: int, name: str) -> tuple[ir.Value, ir.Value]:
+    def with_past(self, k: ir.Value, v: ir.Value) -> tuple[ir.Value, ir.Value]:
         """k and v after the keys and values of earlier calls; the results are also outputs, `present`."""
         index, both = len(self.presents) // 2, []
-        dtype = ir.DataType.from_numpy(np.dtype(self.dtype))
-        for kind, now in (("key", k), ("value", v)):
-            past = make_value(f"past_key_values.{index}.{kind}", dtype, ["batch", n_kv, "past_sequence", d_head])
-            self.inputs.append(past)
+        for kind, past, now in zip(("key", "value"), self.pasts[index], (k, v), strict=True):
             present = self.op("Concat", past, now, name=f"present.{index}.{kind}", axis=2)
-            present.type, present.shape = past.type, ir.Shape(["batch", n_kv, "total_sequence", d_head])
+            assert past.shape is not None
+            present.type, present.shape = past.type, ir.Shape([BATCH, past.shape[1], TOTAL, past.shape[3]])
             self.presents.append(present)
             both.append(present)
         return both[0], both[1]

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from torch import Tensor
 
 from exporter.graph.attention import AttentionAuthor
+from exporter.graph.inputs import BATCH
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import emit_scope
 from exporter.network.feed_forward import FeedForward
@@ -74,7 +75,7 @@ class GraphAuthor(AttentionAuthor):
             ids = self.from_start(ids)
         vocabulary = self.options.vocabulary
         W_E = self.model.W_E if vocabulary is None else cut_embedding(self.model, vocabulary)
-        x = self.embed(W_E, ids, "W_E")
+        x = self.embed(W_E, self.valid_ids(ids) if vocabulary is None else ids, "W_E")
         if self.model.W_pos is None:
             return x
         rows = self.last_row if trimmed else self.rows
@@ -142,7 +143,7 @@ class GraphAuthor(AttentionAuthor):
     def shape_logits(self, rows: ir.Value, n: int) -> ir.Value:
         """The output `logits`: rows of logits, (row, n), as (batch, pos or 1, n), or as they are for classes."""
         if self.options.logits == "classes":
-            rows.name, rows.type, rows.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", n])
+            rows.name, rows.type, rows.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape([BATCH, n])
             return rows
         pos: str | int = 1
         if self.options.logits != "all":
@@ -151,9 +152,9 @@ class GraphAuthor(AttentionAuthor):
             pos, shape = self.length, self.integers(-1, self.length, n)
         else:
             batch_pos = self.op("Shape", self.input_ids, name="logits.batch_pos")
-            pos, shape = "sequence", self.op("Concat", batch_pos, self.integers(n), name="logits.shape", axis=0)
+            pos, shape = self.pos, self.op("Concat", batch_pos, self.integers(n), name="logits.shape", axis=0)
         logits = self.op("Reshape", rows, shape, name="logits")
-        logits.type, logits.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(["batch", pos, n])
+        logits.type, logits.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([BATCH, pos, n])
         return logits
 
     def answer_ids(self) -> ir.Value:

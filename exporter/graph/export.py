@@ -6,7 +6,6 @@ import errno
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -18,6 +17,7 @@ from exporter.errors import InputError
 from exporter.files import weights_name
 from exporter.files.onnx_file import read_onnx
 from exporter.graph.author import GraphAuthor
+from exporter.graph.description import OnnxDescription, describe_onnx
 from exporter.graph.int8 import STORED
 from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import GraphOptions
@@ -28,17 +28,6 @@ from exporter.rewrite.folds import fold_model
 IR_VERSION = 10
 PRODUCER = "export-circuit"
 _MAX_BYTES = 2**31 - 2**20  # of weights: protobuf's limit is 2 GiB, less 1 MiB for the graph
-
-
-@dataclass(frozen=True)
-class OnnxDescription:
-    """Summary of an ONNX file for the manifest. Shapes by name; a free dimension is its name, such as `batch`."""
-
-    opset: int
-    ir_version: int
-    inputs: dict[str, list[str | int]]
-    outputs: dict[str, list[str | int]]
-    nodes: int
 
 
 def export_onnx(
@@ -177,26 +166,6 @@ def require_growing(*, by_position: bool, align: Align) -> None:
         )
 
 
-def describe_onnx(path: str | Path) -> OnnxDescription:
-    """Read inputs, outputs, opset, IR version and node count. Raises InputError: `path` is no readable ONNX file."""
-    return describe_graph(read_onnx(path).proto)
-
-
-def describe_graph(proto: onnx.ModelProto) -> OnnxDescription:
-    """`describe_onnx` for a graph in memory."""
-    return OnnxDescription(
-        opset=max((o.version for o in proto.opset_import if o.domain == ""), default=0),
-        ir_version=proto.ir_version,
-        inputs={value.name: _dims(value) for value in proto.graph.input},
-        outputs={value.name: _dims(value) for value in proto.graph.output},
-        nodes=len(proto.graph.node),
-    )
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata_props of an ONNX file. Raises InputError: `path` is no readable ONNX file."""
     return read_onnx(path).metadata
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[str | int]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -5,6 +5,7 @@ For prompts of one fixed length they are constants; else nodes compute them.
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -27,10 +28,9 @@ class PositionAuthor(InputAuthor):
                 pos = self.op("Squeeze", self.n_pos(), name="position.count")  # ()
                 along = self.op("Range", self.scalar(0), pos, self.scalar(1), name="position.range")
                 return self.op("Unsqueeze", along, self.integers(0), name="position.ids")  # (1, pos)
-            count = self.op("CumSum", self.attention_mask, self.scalar(1), name="position.count")
-            ids = self.op("Sub", count, self.scalar(1), name="position.from_zero")
-            ids = self.op("Max", ids, self.scalar(0), name="position.ids")  # (batch, total)
-            return ids if self.form == "masked" else self.last_rows(ids, "position.own", axis=1)
+            real = self.op("Cast", self.real_tokens(), name="position.real", to=ir.DataType.INT64)
+            ids = self.op("CumSum", real, self.scalar(1), name="position.ids", exclusive=1)  # tokens before it
+            return self.of_call(ids, "position.own")
 
         return self.once("position_ids", make)
 
@@ -55,26 +55,21 @@ class PositionAuthor(InputAuthor):
         return self.op("Gather", self.weight(name, table), last, name=f"{name}.last_row")
 
     def mask(self) -> ir.Value | None:
-        """The additive attention mask, 0 or minus infinity; None where the only query sees every position.
+        """The additive attention mask, 0 or `hidden`; None where the only query sees every position.
 
         (pos, total), or (batch, 1, pos, total) with an attention_mask.
         """
         if self.length is not None and self.length - self.start == 1:
             return None
         if self.length is not None:
-            hidden = np.triu(np.full((self.length, self.length), -np.inf, np.float32), 1)
+            hidden = np.triu(np.full((self.length, self.length), self.hidden, np.float32), 1)
             return self.number("mask", hidden[self.start :])
         return self.once("mask", self.free_mask)
 
     def free_mask(self) -> ir.Value:
         """The attention mask for prompts of free length: (pos, total), or (batch, 1, pos, total) with padding."""
-        pos = self.op("Squeeze", self.n_pos(), name="mask.pos")  # ()
-        if self.form == "past":
-            total = self.op("Shape", self.attention_mask, name="mask.total_1", start=1, end=2)
-            total = self.op("Squeeze", total, name="mask.total")
-            first = self.op("Sub", total, pos, name="mask.first")
-        else:
-            total, first = pos, self.scalar(0)
+        total = self.op("Squeeze", self.n_total(), name="mask.total")  # ()
+        first = self.op("Squeeze", self.n_past(), name="mask.first") if self.pasts else self.scalar(0)
         key = self.op("Range", self.scalar(0), total, self.scalar(1), name="mask.key")  # (total,)
         query = self.op("Range", first, total, self.scalar(1), name="mask.query_1")
         query = self.op("Unsqueeze", query, self.integers(1), name="mask.query")  # (pos, 1)
@@ -82,33 +77,34 @@ class PositionAuthor(InputAuthor):
         if self.form != "plain":
             real = self.op("Unsqueeze", self.real_tokens(), self.integers(1, 2), name="mask.real")
             seen = self.op("And", seen, real, name="mask.seen_real")  # (batch, 1, pos, total)
-            # a padding position sees itself: a softmax over no position is NaN
-            seen = self.op("Or", seen, self.op("Equal", query, key, name="mask.self"), name="mask.seen_any")
         return self.hide(seen, "mask")
 
     def last_mask(self) -> ir.Value | None:
-        """The mask of the last position, which sees all but padding: (batch, 1, total); None in the form "plain"."""
+        """The mask of the last position, which sees all but padding: (batch, 1, 1, total); None in the form "plain"."""
         if self.form == "plain":
             return None
 
         def make() -> ir.Value:
-            real = self.op("Unsqueeze", self.real_tokens(), self.integers(1), name="last_mask.real")
+            real = self.op("Unsqueeze", self.real_tokens(), self.integers(1, 2), name="last_mask.real")
             return self.hide(real, "last_mask")
 
         return self.once("last_mask", make)
 
-    def real_tokens(self) -> ir.Value:
-        """attention_mask as bool, False at padding: (batch, total)."""
-        name = "mask.tokens"
-        return self.once(name, lambda: self.op("Cast", self.attention_mask, name=name, to=ir.DataType.BOOL))
-
     def hide(self, seen: ir.Value, name: str) -> ir.Value:
-        """0 where `seen`, else minus infinity."""
-        shown, hidden = (self.number(f"mask.{v}", np.array(v, np.float32)) for v in (0.0, -np.inf))
+        """0 where `seen`, else `hidden`."""
+        shown, hidden = (self.number(f"mask.{v}", np.array(v, np.float32)) for v in (0.0, self.hidden))
         return self.op("Where", seen, shown, hidden, name=name)
 
+    @property
+    def hidden(self) -> float:
+        """What is added to the score of a position that is not seen: its exp is 0, unless no position is seen.
+
+        Finite, so that a row of padding alone has an average and not NaN. Half the range, so that sums stay finite.
+        """
+        return float(ml_dtypes.finfo(self.dtype).min) / 2  # type: ignore[no-untyped-call]  # ml_dtypes has no annotations
+
     def rotate(self, x: ir.Value, rotary: Rotary, d_head: int, name: str, *, last: bool = False) -> ir.Value:
-        """Rotary embedding of (batch, head, pos, d_head), or at the `last` position of (batch, head, d_head).
+        """Rotary embedding of (batch, head, pos, d_head), or at the `last` position of (batch, head, 1, d_head).
 
         Without a head axis for a single head. x cos + (x R) sin, R rotating each pair of dimensions by 90 degrees.
         """
@@ -124,8 +120,7 @@ class PositionAuthor(InputAuthor):
     def cos_sin(self, rotary: Rotary, d_head: int, *, last: bool) -> tuple[ir.Value, ir.Value]:
         """Cosine and sine for all dimensions of a head, 1 and 0 for those without rotation.
 
-        (pos, d_head) for fixed length, else (batch or 1, 1, pos, d_head); for the `last` position (1, d_head), or
-        (batch or 1, 1, d_head).
+        (pos, d_head) for fixed length, else (batch or 1, 1, pos, d_head); for the `last` position, pos is 1.
         """
         rest = d_head - 2 * len(rotary.inv_freq)
         if self.length is not None:
@@ -140,7 +135,10 @@ class PositionAuthor(InputAuthor):
             inv_freq = torch.cat([rotary.inv_freq.float(), rotary.inv_freq.float(), torch.zeros(rest)])
 
             def turn() -> ir.Value:
-                ids = self.op("Cast", self.position_ids(), name="rotary.float", to=ir.DataType.FLOAT)
+                # a table, which ONNX Runtime computes at load, so that positions beyond the model's are refused
+                ends = (self.constant(f"float.{n}", np.array(n, np.float32)) for n in (0, self.model.max_length, 1))
+                positions = self.op("Range", *ends, name="rotary.positions")
+                ids = self.op("Gather", positions, self.position_ids(), name="rotary.float")
                 ids = self.op("Unsqueeze", ids, self.integers(1, 3), name="rotary.ids")  # (batch or 1, 1, pos, 1)
                 frequencies = self.constant("rotary.inv_freq", inv_freq.numpy())
                 return self.op("Mul", ids, frequencies, name="rotary.angles")
@@ -153,4 +151,4 @@ class PositionAuthor(InputAuthor):
             return self.from_float(value, f"{name}.half")
 
         cos, sin = self.once("rotary.cos", lambda: make("Cos")), self.once("rotary.sin", lambda: make("Sin"))
-        return (self.take_last(cos, axis=2), self.take_last(sin, axis=2)) if last else (cos, sin)
+        return (self.keep_last(cos, axis=2), self.keep_last(sin, axis=2)) if last else (cos, sin)

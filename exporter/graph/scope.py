@@ -11,7 +11,7 @@ import torch
 
 from exporter.files.onnx_file import is_external, read_external, read_onnx
 from exporter.graph.guards import IN_SCOPE, SCOPE_DISTANCE
-from exporter.graph.inputs import InputAuthor
+from exporter.graph.inputs import BATCH, InputAuthor
 from exporter.network.scope import Scope
 
 _DIRECTIONS, _SHIFT = "scope.directions", "scope.shift"
@@ -20,8 +20,8 @@ _DIRECTIONS, _SHIFT = "scope.directions", "scope.shift"
 def emit_scope(author: InputAuthor, x: ir.Value, scope: Scope | None, *, last: bool) -> list[ir.Value]:
     """The outputs in_scope, (batch,) bool, and scope_distance, (batch,) float32; none without a scope.
 
-    x: the residual before the final norm, (batch, pos, d_model), or (batch, d_model) of the `last` position. in_scope is true for a call that
-    goes on from keys and values of earlier calls: the first one has judged the prompt.
+    x: the residual before the final norm, (batch, pos, d_model), or (batch, d_model) of the `last` position. in_scope
+    is true for a call that goes on from keys and values of earlier calls: the first one has judged the prompt.
     """
     if scope is None:
         return []
@@ -40,7 +40,7 @@ def emit_scope(author: InputAuthor, x: ir.Value, scope: Scope | None, *, last: b
         later = author.op("Less", author.n_pos(), total, name="scope.later")  # (1,)
         within = author.op("Or", within, later, name=IN_SCOPE)
     for value, dtype in ((within, ir.DataType.BOOL), (distance, ir.DataType.FLOAT)):
-        value.type, value.shape = ir.TensorType(dtype), ir.Shape(["batch"])
+        value.type, value.shape = ir.TensorType(dtype), ir.Shape([BATCH])
     return [within, distance]
 
 

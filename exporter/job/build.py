@@ -15,41 +15,47 @@ import torch
 
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import ExactnessError, InputError
-from exporter.evidence.evaluate import Evaluation, measure_prompts, summarise_values
+from exporter.evidence.evaluate import measure_prompts, summarise_values
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
 from exporter.evidence.footprint import Memory, compare_memory
+from exporter.evidence.guard import note_guard
 from exporter.evidence.latency import Latency, compare_latency, time_call
-from exporter.evidence.showing import ShownAttention, ShownPrompt, show_attention, show_prompts
+from exporter.evidence.showing import show_attention, show_prompts
+from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
 from exporter.files.scratch import make_scratch
-from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
+from exporter.graph.description import OnnxDescription
+from exporter.graph.export import count_bytes, export_onnx, fits_one_file
 from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
+from exporter.graph.scope import read_scope
 from exporter.job.command import write_command
+from exporter.job.guard import plan_scope, settle_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
+from exporter.job.timing import LATENCY_BLOCKS
+from exporter.job.variants import build_variants
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope
 from exporter.outputs.healed import load_surgery_of
 from exporter.outputs.manifest import ExportInfo, Manifest, Size, hash_file
 from exporter.outputs.reference import load_dense
 from exporter.rewrite.folds import fold_model
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
 from exporter.runtime.session import has_provider, open_session
-from exporter.search.latency import SLACK
-from exporter.search.rules import DEPLOY
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
-from exporter.verify.exactness import Exactness, check_file, verify_surgery
+from exporter.verify.exactness import check_file, verify_surgery
+from exporter.verify.figures import Exactness, Served
 from exporter.verify.precision import compare_batches, evaluate_file, require_precision
-from exporter.verify.served import Served
 
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
-LATENCY_BLOCKS = 7
 
 
 class Clock:
@@ -93,16 +99,22 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
             rewritten = copy.deepcopy(rewritten).float()
     with clock.stage("export"):
-        if not rehearsed:
-            options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
-        description, beside = _export(plan, found, surgery, rewritten, path, options)
+        options, scope = _settle(plan, found, rewritten, options, rehearsed=rehearsed)
+        description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
-        exactness, served = _check(model, surgery, rewritten, path, options, data, gated=not rehearsed)
+        exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
+
+        def check(file: Path, wanted: GraphOptions) -> Served:
+            if wanted.precision == "fp32":
+                return _check(model, surgery, rewritten, file, wanted, data, scope, gated=not rehearsed)[1]
+            return _serve(rewritten, file, wanted, data, gated=not rehearsed)
+
+        variants = build_variants(plan, rewritten, path, options, scope, check)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
+        guard = try_guard(plan, rewritten, path, scope, provider=_pick_provider(options))
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
-    failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
-    doubts = () if is_file_task(plan.job.task) else failing
+    doubts = () if is_file_task(plan.job.task) else describe_doubt(data.task, model, data.test, figures["test"].dense)
     with clock.stage("measure"):
         dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
     return Manifest(
@@ -123,15 +135,34 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
         seconds=clock.seconds,
         versions=collect_versions(),
-        notes=[*plan.notes, *doubts],
+        notes=[*plan.notes, *doubts, *note_guard(guard), *variants.notes],
+        graphs=variants.graphs,
         command=write_command(plan.job),
         prompts=prompts,
         attention=attention,
+        guard=guard,
     )
 
 
+def _settle(
+    plan: Plan, found: Found, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool
+) -> tuple[GraphOptions, Scope | None]:
+    """What depends on the circuit that was found: parts that stay in float32, and the guard's scope."""
+    scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
+    if rehearsed:
+        return options, scope
+    options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
+    return options, settle_scope(plan, rewritten, options, scope, provider=_pick_provider(options))
+
+
 def _export(
-    plan: Plan, found: Found, surgery: Surgery, rewritten: CircuitModel, path: Path, options: GraphOptions
+    plan: Plan,
+    found: Found,
+    surgery: Surgery,
+    rewritten: CircuitModel,
+    path: Path,
+    options: GraphOptions,
+    scope: Scope | None,
 ) -> tuple[OnnxDescription, list[Path]]:
     """Write the graph, and beside it the surgery where it has edits; returns the files beside the graph, too."""
     sha256 = surgery.sha256 if surgery.edits else None
@@ -139,41 +170,12 @@ def _export(
     metadata = {**origin.to_metadata(), EXAMPLES_KEY: _give_examples(rewritten, plan.data.test, options)}
     if plan.data.template is not None:
         metadata[TEMPLATE_KEY] = json.dumps(asdict(plan.data.template))
-    description = export_onnx(rewritten, path, options, metadata=metadata)
+    description = export_onnx(rewritten, path, options, metadata=metadata, scope=scope)
     if sha256 is None:
         return description, []
     beside = path.with_name(surgery_name(path.name, sha256))
     surgery.save(beside)
     return description, [beside]
-
-
-def time_network(plan: Plan, network: CircuitModel) -> float:
-    """Milliseconds of a call of a network as the job would export it, on patching prompts: see `Budget`."""
-    with make_scratch() as folder:
-        path = folder / "network.onnx"
-        export_onnx(fold_model(network), path, plan.options)
-        return time_file(plan, path)
-
-
-def time_file(plan: Plan, path: Path) -> float:
-    """The same of a file that is there."""
-    budget, prompts = plan.job.budget or DEPLOY, plan.data.patching
-    rows = torch.arange(budget.batch) % len(prompts)
-    mask = None if prompts.mask is None else prompts.mask[rows]
-    timed = compare_latency(path, path, prompts.input_ids[rows], mask, blocks=LATENCY_BLOCKS, threads=budget.threads)
-    return 1e3 * timed.circuit
-
-
-def require_latency(plan: Plan, path: Path) -> None:
-    """Raise InputError where a written file is slower than the job's budget by more than a tenth."""
-    most = None if plan.job.budget is None else plan.job.budget.max_latency_ms
-    if plan.circuit is not None or most is None:
-        return
-    if (found := time_file(plan, path)) > (1 + SLACK) * most:
-        raise InputError(
-            f"the file takes {found:.3g} ms a call where at most {most:g} were allowed; no file was left: run it again "
-            "on a quiet machine, or allow more"
-        )
 
 
 def _evaluate(
@@ -199,6 +201,7 @@ def _check(
     path: Path,
     options: GraphOptions,
     data: TaskData,
+    scope: Scope | None,
     *,
     gated: bool = True,
 ) -> tuple[Exactness, Served]:
@@ -210,23 +213,32 @@ def _check(
         exact = path
         if options.precision != "fp32":
             exact = folder / path.name
-            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor", in_fp32=()))
+            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor", in_fp32=()), scope=scope)
         try:
-            exactness = verify_surgery(model, surgery, rewritten, exact, patching=data.patching, prompts=data.test)
+            sets = {"patching": data.patching, "prompts": data.test}
+            exactness = verify_surgery(model, surgery, rewritten, exact, **sets, scope=scope)
         except ExactnessError:
             if gated:
                 raise
             check_file(exact)
             exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
-    is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
-    provider = "cuda" if is_half and has_provider("cuda") else "cpu"
-    session = open_session(path, provider=provider)
+    return exactness, _serve(rewritten, path, options, data, gated=gated)
+
+
+def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: TaskData, *, gated: bool) -> Served:
+    """What a file answers; a file in reduced precision that answers otherwise than the circuit is an error if gated."""
+    session = open_session(path, provider=_pick_provider(options))
     served = evaluate_file(session, rewritten, data.test)
     if options.precision == "int8":
         served = replace(served, mates=compare_batches(session, data.test))
     if gated:
         require_precision(served, options)
-    return exactness, served
+    return served
+
+
+def _pick_provider(options: GraphOptions) -> str:
+    is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
+    return "cuda" if is_half and has_provider("cuda") else "cpu"
 
 
 def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOptions) -> str:
@@ -291,4 +303,4 @@ def _reverify(path: Path, model: str | None, task: Path | None) -> Exactness:
     if hash_sets(data) != origin.task.sha256:
         raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
     surgery = load_surgery_of(path, origin) or plan_surgery(loaded, origin.circuit, data.patching)
-    return _check(loaded, surgery, operate(loaded.dense, surgery), path, origin.options, data)[0]
+    return _check(loaded, surgery, operate(loaded.dense, surgery), path, origin.options, data, read_scope(path))[0]

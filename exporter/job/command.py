@@ -27,6 +27,7 @@ _OPTIONS = {
     "weights": "--int8-weights",
     "target": "--target",
     "external_data": "--external-data",
+    "guard": "--guard",
     "report": "--report",
     "device": "--device",
     "dtype": "--dtype",

@@ -25,7 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "alpha": (int, float, type(None)),
     "sizes": (SplitSizes, type(None)),
     "parameters": (dict,),
-    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data", "report"), (bool,)),
+    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data", "report", "guard"), (bool,)),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("cpu", "cuda"),
@@ -60,10 +60,10 @@ class Job:
     journal beside the first output. `force` replaces an existing output, and accepts a task file at which the model is
     no better than chance. `bundle` is a folder to write instead of `out`, or beside it, and `targets` the runtimes
     that it is for (`exporter.outputs.targets`; none: the usual files). `report` writes a page for
-    reading beside each manifest. `with_past` exports a graph
-    with a key-value cache. `logits`, `target`, `precision`, `scales`, `weights` (its weight_type) and `external_data`
-    are those of `GraphOptions`, with the task's answers as `answer_ids`; `scales=None` takes what the bundle's readers
-    need (`choose_scales`); `vocab` "task" keeps only the embeddings of the task's tokens, and
+    reading beside each manifest. `with_past` exports a graph with a key-value cache. `logits`, `target`, `precision`,
+    `scales`, `weights` (its weight_type), `external_data` and `guard` are those of `GraphOptions`, with the task's
+    answers as `answer_ids`; `scales=None` takes what the bundle's readers need (`choose_scales`); `vocab` "task" keeps
+    only the embeddings of the task's tokens, and
     precomputes the shared opening of its prompts.
 
     Raises InputError: a value of a wrong type or none of the choices; UsageError: an unknown task, an alpha that is
@@ -102,6 +102,7 @@ class Job:
     weights: WeightType = "uint8"
     external_data: bool = False
     report: bool = False
+    guard: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()

@@ -140,6 +140,7 @@ class Plan:
             scales=choose_scales(job.scales, job.precision, job.targets),
             weight_type=job.weights,
             external_data=job.external_data,
+            guard=job.guard,
         )
 
     @property
@@ -205,7 +206,7 @@ class Plan:
         if budget.max_latency_ms is not None:
             names = ("logits", "target", "precision", "scales", "external_data", "weight_type")
             file = {name: getattr(self.options, name) for name in names}
-            key["file"] = {"form": self.form, "vocab": job.vocab} | file
+            key["file"] = {"form": self.form, "vocab": job.vocab} | file | ({"guard": True} if job.guard else {})
         return key
 
     @property

@@ -15,10 +15,11 @@ from exporter.checks import require_type
 from exporter.circuit import Decision, decision_to_json
 from exporter.errors import MissingRuntimeError, UsageError
 from exporter.evidence.controls import Controls
-from exporter.job.build import Clock, Found, build_file, require_latency, time_network
+from exporter.job.build import Clock, Found, build_file
 from exporter.job.options import Job
 from exporter.job.plan import Plan, prepare
 from exporter.job.rehearsal import check_outputs, check_search, rehearse
+from exporter.job.timing import require_latency, time_network
 from exporter.outputs.bundle import open_outputs
 from exporter.outputs.manifest import Manifest
 from exporter.runtime.session import has_provider, import_onnxruntime

@@ -3,8 +3,9 @@
 The distance is a Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888), in the directions in which prompts of random
 tokens differ most from those of the task: a circuit keeps little of the stream, and most of its directions say nothing.
 With S the task's covariance and B the second moment of random prompts around the task's mean, the directions w are the
-leading ones of B w = lambda (S + shrink B) w, scaled to a variance of 1 in S + shrink B. That does not depend on the
-scale of any dimension, and is defined for a singular S.
+leading ones of B w = lambda (S + N) w, scaled to a variance of 1 in S + N. N = shrink B + floor mean(diag B) I is what
+counts as no difference, and makes a singular S no matter: a share of how random prompts differ, and what int8 graphs
+round, which is about as much in all dimensions (without the floor, an int8 file refuses every prompt).
 
 The limit is set on prompts that were not fitted on, as the conformal quantile: where prompts are exchangeable, at most
 `alarms` of the task's prompts are beyond it (Vovk et al. 2005).
@@ -13,7 +14,7 @@ The limit is set on prompts that were not fitted on, as the conformal quantile: 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,10 +28,10 @@ from exporter.tasks.dataset import Dataset
 ALARMS = 0.01  # share of the task's own prompts that may be beyond the limit
 N_DIRECTIONS = 64
 SHRINK = 0.01
-LEAST_LIMIT = 1.0  # squared distance: a standard deviation along one direction; smaller ones are mere rounding
+FLOOR = 1e-3  # int8 embeddings alone are rounded by some 1e-4 of their variance
 N_RANDOM = 1000  # prompts of random tokens
 _CHUNK = 32
-_EPS = 1e-9  # of the largest: directions in which not even random prompts differ
+_ROUNDING = 1e-10  # of float32, squared and with room
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,18 @@ class Scope:
     def measure(self, residuals: Tensor) -> Tensor:
         """Squared distances of residuals at answer positions, (..., d_model): (...). NaN for NaN."""
         return (residuals @ self.directions + self.shift).square().sum(-1)
+
+    def widen(self, distances: Tensor) -> Scope:
+        """The same with a limit, at least the present one, that squared distances of n prompts of the task keep.
+
+        It is the ceil((n + 1) (1 - alarms))-th smallest of them; where that is more than n, the largest, and `alarms`
+        becomes 1 / (n + 1).
+        """
+        n = len(distances)
+        rank = math.ceil((n + 1) * (1 - self.alarms))
+        scale = max(float(distances.sort().values[min(rank, n) - 1]), 1.0) ** -0.5
+        alarms = self.alarms if rank <= n else 1 / (n + 1)
+        return replace(self, directions=self.directions * scale, shift=self.shift * scale, alarms=alarms)
 
 
 @torch.inference_mode()
@@ -95,56 +108,37 @@ def take_prompts(dataset: Dataset) -> list[tuple[Tensor, Tensor | None]]:
 def fit_scope(model: CircuitModel, fitted: Dataset, aside: Dataset, *, alarms: float = ALARMS) -> Scope:
     """Fit the distance on the prompts of `fitted`, and set its limit on those of `aside` that are not among them.
 
-    With n prompts aside the limit is the ceil((n + 1) (1 - alarms))-th smallest distance; where that is more than n,
-    the largest one, and `Scope.alarms` is 1 / (n + 1). Sums are in float64. Raises InputError: no prompt aside is left,
+    The limit is that of `Scope.widen`, and at least a squared distance of 1: a standard deviation along one direction.
+    Sums are in float64. Raises InputError: no prompt aside is left,
     the model's residuals are not finite, or the same for all prompts.
     """
     for name, given, kind in (("model", model, CircuitModel), ("fitted", fitted, Dataset), ("aside", aside, Dataset)):
         require_type(name, given, kind)
-    kept = _leave_out(take_prompts(aside), take_prompts(fitted))
+    kept = take_aside(aside, fitted)
     if not kept:
-        raise InputError(
-            "the guard has no prompts to set its limit on: give selection prompts that are new, or no --guard"
-        )
+        raise InputError("no selection prompt is new, and the limit of --guard is set on such: give others")
     own, others = _read_all(model, take_prompts(fitted)), _read_all(model, kept)
     random = _read_all(model, _draw_random(take_prompts(fitted), len(model.W_E)))
     if not all(bool(x.isfinite().all()) for x in (own, others, random)):
-        raise InputError("the kept stream is not finite at some answer position, and --guard measures it; leave it out")
+        raise InputError("the kept stream is not finite at some answer position, and --guard goes by it; leave it out")
     center = own.mean(dim=0)
+    if not float((random - center).square().mean()) > _ROUNDING * float(random.square().mean()):
+        raise InputError("the kept stream is the same for all prompts, and --guard goes by it; leave it out")
     directions = _find_directions(own - center, random - center)
-    shift = -(center @ directions)
-    distances = (others @ directions + shift).square().sum(-1).sort().values
-    n = len(distances)
-    rank = math.ceil((n + 1) * (1 - alarms))
-    limit = max(float(distances[min(rank, n) - 1]), LEAST_LIMIT)
-    scale = 1 / math.sqrt(limit)
-    return Scope(
-        directions=(directions * scale).float().contiguous(),
-        shift=(shift * scale).float(),
-        n_fitted=len(fitted),
-        n_aside=n,
-        alarms=alarms if rank <= n else 1 / (n + 1),
-    )
+    fit = Scope(directions, -(center @ directions), len(fitted), len(others), alarms)
+    found = fit.widen(fit.measure(others))
+    return replace(found, directions=found.directions.float().contiguous(), shift=found.shift.float())
 
 
 def _find_directions(own: Tensor, random: Tensor) -> Tensor:
-    """The directions, (d_model, direction) float64, of residuals (prompt, d_model) around the task's mean.
-
-    Solved in the basis of what varies at all, each dimension in units of its size over random prompts.
-    """
-    size = torch.cat([own, random]).square().mean(dim=0).sqrt()  # (d_model,)
-    varies = size > _EPS * size.max()
-    if not bool(varies.any()):
-        raise InputError("the kept stream is the same for all prompts, and --guard goes by it; leave it out")
-    a, b = own[:, varies] / size[varies], random[:, varies] / size[varies]
-    S, B = a.T @ a / len(a), b.T @ b / len(b)  # (d, d)
-    whole = S + SHRINK * B
-    values, basis = torch.linalg.eigh(whole)
-    basis = basis[:, values > _EPS * values[-1]] / values[values > _EPS * values[-1]].sqrt()  # whitens `whole`
-    _, turn = torch.linalg.eigh(basis.T @ B @ basis)
-    found = torch.zeros(len(size), min(N_DIRECTIONS, turn.shape[1]), dtype=own.dtype)
-    found[varies] = (basis @ turn[:, -found.shape[1] :]) / size[varies][:, None]
-    return found
+    """The directions, (d_model, direction) float64, of residuals (prompt, d_model) around the task's mean."""
+    S, B = own.T @ own / len(own), random.T @ random / len(random)  # (d_model, d_model)
+    size = B.diagonal().mean()
+    inner = torch.linalg.cholesky(S + SHRINK * B + FLOOR * size * torch.eye(len(B), dtype=B.dtype))
+    # with S + N = L L', the eigenvectors of inv(L) B inv(L)' are L' w
+    whitened = torch.linalg.solve_triangular(inner, torch.linalg.solve_triangular(inner, B, upper=False).T, upper=False)
+    _, turn = torch.linalg.eigh((whitened + whitened.T) / 2)
+    return torch.linalg.solve_triangular(inner.T, turn[:, -N_DIRECTIONS:], upper=True)
 
 
 def _read_all(model: CircuitModel, chunks: list[tuple[Tensor, Tensor | None]]) -> Tensor:
@@ -154,7 +148,8 @@ def _read_all(model: CircuitModel, chunks: list[tuple[Tensor, Tensor | None]]) -
 def _draw_random(chunks: list[tuple[Tensor, Tensor | None]], n_tokens: int) -> list[tuple[Tensor, Tensor | None]]:
     """Prompts of random tokens, as long as some of the chunks' in turn."""
     generator = torch.Generator().manual_seed(0)
-    drawn, n = [], 0
+    drawn: list[tuple[Tensor, Tensor | None]] = []
+    n = 0
     while n < N_RANDOM:
         ids, mask = chunks[len(drawn) % len(chunks)]
         drawn.append((torch.randint(n_tokens, ids.shape, generator=generator).to(ids.device), mask))
@@ -162,13 +157,11 @@ def _draw_random(chunks: list[tuple[Tensor, Tensor | None]], n_tokens: int) -> l
     return drawn
 
 
-def _leave_out(
-    chunks: list[tuple[Tensor, Tensor | None]], known: list[tuple[Tensor, Tensor | None]]
-) -> list[tuple[Tensor, Tensor | None]]:
-    """The chunks without prompts that are also in `known`."""
-    seen = {prompt for ids, mask in known for prompt in _as_tuples(ids, mask)}
+def take_aside(aside: Dataset, fitted: Dataset) -> list[tuple[Tensor, Tensor | None]]:
+    """`take_prompts` of those prompts of `aside` that are not in `fitted`."""
+    seen = {prompt for ids, mask in take_prompts(fitted) for prompt in _as_tuples(ids, mask)}
     kept = []
-    for ids, mask in chunks:
+    for ids, mask in take_prompts(aside):
         rows = torch.tensor([prompt not in seen for prompt in _as_tuples(ids, mask)])
         if bool(rows.any()):
             kept.append((ids[rows], None if mask is None else mask[rows]))

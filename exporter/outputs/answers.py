@@ -13,7 +13,7 @@ def name_answers(shape: BundleShape) -> list[str]:
     around it, or with it where two answers would be one word otherwise.
     """
     export = shape.manifest.export
-    labels: list[str] = list(getattr(export, "labels", None) or ())
+    labels = list(export.labels)
     if not labels and export.answer_ids:
         assert shape.model.tokenizer is not None  # `write_tokenizer` refuses a model without one
         labels = [str(shape.model.tokenizer.decode([token])) for token in export.answer_ids]

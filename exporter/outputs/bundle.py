@@ -165,9 +165,9 @@ def write_bundle(
     `manifest.graphs`. Raises InputError for a tokenizer that cannot be written as one tokenizer.json, or that is read
     from there in another way; and if `strict` for a target that does not take the model, which else is left out.
     """
-    shape = BundleShape(folder / MODEL, manifest, model)
+    shape = BundleShape(folder / MODEL, manifest, model, example)
     template = manifest.export.template if manifest.export.labels else None
-    if not write_tokenizer(model, folder, longest=shape.max_length, template=template, readings=readings):
+    if not write_tokenizer(shape, template=template, readings=readings):
         template = None
     check_reading(folder / TOKENIZER, model.tokenizer, readings, shape.examples, template=template)
     shape = replace(shape, framed=template is not None)
@@ -192,13 +192,16 @@ def _list_files(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
 
 
-def write_tokenizer(
-    model: LanguageModel, folder: Path, *, longest: int, template: Template | None = None, readings: Readings = ()
-) -> bool:
+def write_tokenizer(shape: BundleShape, *, template: Template | None = None, readings: Readings = ()) -> bool:
     """tokenizer.json, which is the one reading of a text, and what else says how to use it. Raises InputError.
 
     Returns whether it puts the template around a text, which it does where `readings` are the same then.
     """
-    if model.tokenizer is None or getattr(model.tokenizer, "backend_tokenizer", None) is None:
-        raise InputError(f"the tokenizer of {model.name} has no tokenizer.json; put one beside config.json")
-    return save_tokenizer(model.tokenizer, folder, longest=longest, template=template, readings=readings)
+    tokenizer = shape.model.tokenizer
+    if tokenizer is None or getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise InputError(f"the tokenizer of {shape.model.name} has no tokenizer.json; put one beside config.json")
+    masked = shape.form != "plain"
+    folder = shape.path.parent
+    return save_tokenizer(
+        tokenizer, folder, longest=shape.max_length, masked=masked, template=template, readings=readings
+    )

@@ -13,7 +13,8 @@ from typing import Any
 
 from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_shell
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
+from exporter.evidence.guard import GuardFigures, describe_guard
 from exporter.evidence.sentences import describe_sets
 from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
@@ -21,7 +22,7 @@ from exporter.outputs.front_matter import find_licence, render_front_matter
 from exporter.outputs.manifest import ExportInfo, Manifest
 from exporter.outputs.provenance import describe_failings, describe_making
 from exporter.tasks.template import Template as PromptTemplate
-from exporter.verify.served import describe_mates
+from exporter.verify.figures import describe_mates
 
 _CARD = Template("""\
 $front
@@ -95,7 +96,7 @@ def render_card(
         quoted=quoted,
         command=quote_code(command),
         length=_say_length(max_length, pinned=pinned),
-        export=_say_export(manifest.export),
+        export=_say_export(manifest.export, manifest.guard),
         this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
         runtimes="".join(f"\n{text}\n" for text in runtimes),
         **_fill_figures(manifest),
@@ -182,7 +183,7 @@ def _say_length(max_length: int, *, pinned: bool) -> str:
     return f"Prompt and text together have at most {max_length} tokens."
 
 
-def _say_export(export: ExportInfo) -> str:
+def _say_export(export: ExportInfo, guard: GuardFigures | None) -> str:
     """What the file leaves out, and how it answers."""
     logits = f"Logits are given {'at every position' if export.logits == 'all' else 'at the last position'}"
     if export.labels:
@@ -195,6 +196,9 @@ def _say_export(export: ExportInfo) -> str:
             f"It knows {export.vocabulary:,} tokens; for a prompt with another one its output `in_vocabulary` is "
             "false, and the logits mean nothing."
         )
+    if guard is not None:
+        told = escape_markdown(describe_guard(guard))
+        parts.append(f"Its output `in_scope` is false for a prompt that is not of its task: {told}.")
     served = export.served
     parts.append(
         f"In {export.precision} the file itself is right on {served.accuracy.accuracy:.1%} of {served.n} held-out "

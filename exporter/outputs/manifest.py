@@ -17,18 +17,18 @@ from pydantic import Field, ValidationError
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import InputError
 from exporter.evidence.controls import Controls
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.footprint import Memory
+from exporter.evidence.guard import GuardFigures
 from exporter.evidence.latency import Latency
-from exporter.evidence.showing import ShownAttention, ShownPrompt
+from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text
-from exporter.graph.export import OnnxDescription
+from exporter.graph.description import OnnxDescription
 from exporter.graph.int8 import STORED
 from exporter.graph.metadata import SCHEMA, ModelInfo, Plain, TaskInfo
 from exporter.graph.options import GraphOptions
 from exporter.tasks.template import Template
-from exporter.verify.exactness import Exactness
-from exporter.verify.served import Served
+from exporter.verify.figures import Exactness, Served
 
 
 class Size(Plain):
@@ -102,7 +102,7 @@ class Manifest(Plain):
     `alpha_sweep` is where a task's own alpha comes from; None where alpha was given, or swept for something else.
     `memory` is measured for a report only. `command` is what does the job again. `prompts` and `attention` are for
     reading (`exporter.outputs.report`). Older manifests have none of the four.
-    `controls` are those of `--evidence full`, None without it.
+    `controls` are those of `--evidence full`, None without it; `guard` is of `--guard`.
     `targets` are the runtimes that a bundle was made for, where the user named some; `graphs` are its other ONNX files
     by name, with folders.
     """
@@ -131,6 +131,7 @@ class Manifest(Plain):
     controls: Controls | None = None
     targets: list[str] = Field(default_factory=list)
     graphs: dict[str, ExportInfo] = Field(default_factory=dict)
+    guard: GuardFigures | None = None
 
     def get_circuit(self) -> Circuit:
         """The circuit as its own type."""

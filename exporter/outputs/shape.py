@@ -20,12 +20,13 @@ from exporter.runtime.session import name_form
 class BundleShape:
     """What the configurations say, from the ONNX file and the dense model's own configuration.
 
-    framed: whether the bundle's tokenizer puts the task's template around a text by itself.
+    example: a prompt of the task. framed: whether the bundle's tokenizer puts the task's template around a text itself.
     """
 
     path: Path
     manifest: Manifest
     model: LanguageModel
+    example: str = ""
     framed: bool = False
 
     @property

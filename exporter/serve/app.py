@@ -77,6 +77,7 @@ class _Routes:
             redoc_url=None,
             lifespan=self._live,
         )
+        self.app.state.service = service
         self.app.add_middleware(
             Gate,
             max_body=self.settings.max_body,
@@ -109,7 +110,7 @@ class _Routes:
         if path == PREDICT:
             self.metrics.count_request(status, seconds)
         if self.settings.log_requests:
-            LOG.info("request path=%s status=%d ms=%.1f", ascii(path)[1:60], status, 1000 * seconds)
+            LOG.info("request path=%s status=%d ms=%.1f", ascii(path)[1:-1][:60], status, 1000 * seconds)
 
     async def predict(self, request: PredictRequest) -> Response:
         """The likeliest answers to one prompt or several."""
@@ -117,7 +118,7 @@ class _Routes:
             async with asyncio.timeout(self.settings.timeout):
                 predictions = await self.service.predict(request)
         except TimeoutError as error:
-            raise RequestError("timeout", f"there was no answer within {self.settings.timeout:g} seconds") from error
+            raise RequestError("timeout", f"there was no answer within {self.settings.timeout:g} s") from error
         response = PredictResponse.model_construct(model=self.service.bundle.id, predictions=predictions)
         return Response(response.__pydantic_serializer__.to_json(response), media_type="application/json")
 

@@ -71,7 +71,7 @@ class Gate:
             async with asyncio.timeout(self.timeout):
                 body = await self._read(scope, receive)
         except TimeoutError as error:
-            raise RequestError("too_slow", f"the request did not come within {self.timeout:g} seconds") from error
+            raise RequestError("too_slow", f"the request did not come within {self.timeout:g} s") from error
         if body is not None:
             await self.app(scope, _replay(body, receive), send)
 

@@ -8,7 +8,7 @@ twice: in one call, and with the last tokens one by one, as a decoder calls it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ from exporter.rewrite.replacements import Replacements
 from exporter.rewrite.surgery import Surgery, plan_surgery
 from exporter.runtime.session import open_session, read_answer_ids, read_form, run_guards, run_in_steps, run_logits
 from exporter.tasks.dataset import Dataset
+from exporter.verify.figures import Exactness
 from exporter.verify.oracle import hooked_logits, record_replacements
 
 if TYPE_CHECKING:
@@ -40,16 +41,6 @@ MOST_PROMPTS = 200  # the first prompts, which are compared at every position
 SINGLE_TOKENS = 3  # last tokens that a file with past gets one by one, after one call with all others
 _SMALL = 4096  # bytes; weights up to this size stay in the checked graph, since shape inference may need their values
 _CHUNK = 32  # prompts at once: logits of all three implementations, at every position, are in memory
-
-
-@dataclass(frozen=True)
-class Exactness:
-    """Largest absolute differences of logits, the limit for both, and the number of prompts compared."""
-
-    hooked_vs_rewritten: float
-    rewritten_vs_onnx: float
-    limit: float
-    prompts: int
 
 
 def verify_export(

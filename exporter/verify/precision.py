@@ -20,7 +20,7 @@ from exporter.network.model import CircuitModel
 from exporter.rewrite.replacements import CHUNK
 from exporter.runtime.session import read_answer_ids, read_vocab_size, run_logits
 from exporter.tasks.dataset import Dataset
-from exporter.verify.served import Mates, Served
+from exporter.verify.figures import Mates, Served
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -49,8 +49,8 @@ def export(run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]) -> Ca
 
 
 def test_the_last_position_is_the_default(export: Callable[..., Manifest]) -> None:
-    assert export().onnx.outputs == {"logits": ["batch", 1, 50257]}
-    assert export("--logits", "all").onnx.outputs == {"logits": ["batch", 11, 50257]}
+    assert export().onnx.outputs == {"logits": ["batch_size", 1, 50257]}
+    assert export("--logits", "all").onnx.outputs == {"logits": ["batch_size", 11, 50257]}
 
 
 def test_answers_and_the_tasks_vocabulary(export: Callable[..., Manifest], tmp_path: Path, run: Run) -> None:
@@ -59,9 +59,9 @@ def test_answers_and_the_tasks_vocabulary(export: Callable[..., Manifest], tmp_p
     letters = [32 + i for i in range(26)]
     assert set(manifest.export.answer_ids) < set(letters)
     assert manifest.onnx.outputs == {
-        "logits": ["batch", 1, len(manifest.export.answer_ids)],
+        "logits": ["batch_size", 1, len(manifest.export.answer_ids)],
         "answer_token_ids": [len(manifest.export.answer_ids)],
-        "in_vocabulary": ["batch"],
+        "in_vocabulary": ["batch_size"],
     }
     assert manifest.export.opening == 2  # <|endoftext|>The
     assert manifest.export.vocabulary is not None and 100 < manifest.export.vocabulary < 2000

@@ -30,7 +30,7 @@ from exporter.rewrite.surgery import rewrite_model
 from exporter.runtime.session import open_session, run_logits
 from exporter.search.rules import Budget
 from exporter.tasks.dataset import Dataset
-from exporter.verify.served import Served
+from exporter.verify.figures import Served
 
 WHOLE = Circuit((Head(0, 0), Head(0, 1), Head(1, 0), Head(1, 1)), (0, 1), Ablation(by="global"))
 INT8 = GraphOptions(logits="last", precision="int8", scales="token")

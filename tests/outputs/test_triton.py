@@ -24,6 +24,7 @@ GRAPHS = {
     "past": GraphOptions(form="past", logits="last"),
     "answers": GraphOptions(logits="answers", answer_ids=ANSWERS),
     "vocabulary": GraphOptions(form="masked", logits="answers", answer_ids=ANSWERS, vocabulary=KNOWN),
+    "classes": GraphOptions(logits="classes", answer_ids=ANSWERS, labels=("three", "nine", "twenty")),
     "int8": GraphOptions(precision="int8", scales="token", logits="last"),
     "fp16": GraphOptions(precision="fp16", form="past", logits="last"),
 }
@@ -61,6 +62,7 @@ def test_every_graph_is_taken_and_answers_as_the_circuit(name: str, pinned: bool
         expected = bundle.rewritten(torch.tensor([PROMPT, OTHER])).detach().numpy()  # (batch, pos, vocab)
         expected = expected if graph.logits == "all" else expected[:, -1:]
         expected = expected[..., list(ANSWERS)] if graph.answer_ids else expected
+        expected = expected[:, 0] if graph.labels else expected
         np.testing.assert_allclose(np.concatenate([one["logits"] for one in found]), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -77,6 +79,14 @@ def test_the_configuration_is_the_known_right_one(tmp_path: Path) -> None:
     assert inside["in_vocabulary"].tolist() == [[True]] and outside["in_vocabulary"].tolist() == [[False]]
     assert repository.classify(inside["logits"]) == f"w{ANSWERS[int(inside['logits'].argmax())]}"
     assert repository.labels == {"logits": ["w3", "w9", "w20"]}
+
+
+def test_a_classifiers_labels_are_its_classes(tmp_path: Path) -> None:
+    _, repository = make_repository(tmp_path, GRAPHS["classes"])
+    (logits,) = repository.config.output
+    assert list(logits.dims) == [3]
+    (found,) = repository.infer([make_request(repository, PROMPT)])
+    assert repository.classify(found["logits"]) == GRAPHS["classes"].labels[int(found["logits"].argmax())]
 
 
 def test_a_pinned_length_stands_in_the_dimensions(tmp_path: Path) -> None:

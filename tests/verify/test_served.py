@@ -27,8 +27,8 @@ from exporter.rewrite.surgery import rewrite_model
 from exporter.runtime.session import open_session, run_logits
 from exporter.tasks.dataset import Dataset
 from exporter.verify import precision
+from exporter.verify.figures import Mates, Served
 from exporter.verify.precision import compare_batches, evaluate_file, require_precision
-from exporter.verify.served import Mates, Served
 
 CIRCUIT = Circuit(heads=(Head(0, 1), Head(1, 0), Head(1, 1)), mlps=(0, 1), ablation=Ablation(by="global"))
 

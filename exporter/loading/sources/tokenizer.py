@@ -84,13 +84,15 @@ def save_tokenizer(
     folder: Path,
     *,
     longest: int,
+    masked: bool = True,
     template: Template | None = None,
     readings: Readings = (),
 ) -> bool:
     """Write tokenizer.json and what transformers needs beside it, so that both give the one reading.
 
+    longest: tokens that the model takes at most. masked: whether it takes a mask, and so padded prompts; for one that
+    does not, no padding token is named, so that a batch of mixed lengths is refused instead of answered wrongly.
     template: what to put around each text, where that reads the `readings` as they were read; returns whether it does.
-
     The names of the files are ours. Raises InputError for a tokenizer that cannot be one tokenizer.json.
     """
     from tokenizers import Tokenizer
@@ -103,10 +105,10 @@ def save_tokenizer(
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # in both versions, and as tokenizer.json has it
         "model_max_length": longest,
-        "model_input_names": ["input_ids", "attention_mask"],
+        "model_input_names": ["input_ids", "attention_mask"] if masked else ["input_ids"],
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",  # answers stand at the end
-        **{name: str(token) for name in MARKS if (token := getattr(settled, name, None)) is not None},
+        **_name_marks(settled, masked=masked),
     }
     splitter = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer is not None else {}
     if "add_prefix_space" in splitter:  # transformers 4 would set it to False
@@ -118,3 +120,10 @@ def save_tokenizer(
         (folder / TEMPLATE).write_text(chat, encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return framed is not None
+
+
+def _name_marks(tokenizer: Any, *, masked: bool) -> dict[str, str]:
+    """The special tokens by name; where prompts are padded, with one to pad with, which the mask hides."""
+    marks = {name: str(token) for name in MARKS if (token := getattr(tokenizer, name, None)) is not None}
+    pad = marks.pop("pad_token", None) or marks.get("eos_token") or next(iter(marks.values()), None)
+    return marks | ({"pad_token": pad} if masked and pad is not None else {})

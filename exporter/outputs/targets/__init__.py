@@ -7,17 +7,21 @@ from collections.abc import Iterable
 from exporter.checks import take_items
 from exporter.errors import InputError, UsageError
 from exporter.outputs.shape import BundleShape
+from exporter.outputs.targets.c import C_TARGET
 from exporter.outputs.targets.genai import GENAI_TARGET
 from exporter.outputs.targets.optimum import OPTIMUM
 from exporter.outputs.targets.runner import ONNXRUNTIME
 from exporter.outputs.targets.target import BundleTarget, GraphFile
+from exporter.outputs.targets.transformers_js import TRANSFORMERS_JS
 from exporter.outputs.targets.triton import TRITON
 
 TARGETS: dict[str, BundleTarget] = {
     "onnxruntime": ONNXRUNTIME,
     "optimum": OPTIMUM,
     "genai": GENAI_TARGET,
+    "transformers-js": TRANSFORMERS_JS,
     "triton": TRITON,
+    "c": C_TARGET,
 }
 ALWAYS = "onnxruntime"  # run.py shows that a bundle works: every one has it
 DEFAULT = ("onnxruntime", "optimum", "genai")

@@ -53,9 +53,24 @@ def make_genai_config(shape: BundleShape) -> dict[str, Any]:
     return {"model": model, "search": search}
 
 
+_CARD = """\
+With onnxruntime-genai (`genai_config.json`), prompts of a batch being of one length:
+
+    import numpy, onnxruntime_genai, tokenizers
+    model, tokenizer = onnxruntime_genai.Model("."), tokenizers.Tokenizer.from_file("tokenizer.json")
+    generator = onnxruntime_genai.Generator(model, onnxruntime_genai.GeneratorParams(model))
+    generator.append_tokens(numpy.array([tokenizer.encode("a prompt").ids], numpy.int32))
+    while not generator.is_done(): generator.generate_next_token()
+    print(tokenizer.decode(list(generator.get_sequence(0))))
+
+Its own `Tokenizer` begins no text with a special token, whatever the tokenizer's files say, and reads words that are
+split at spaces as unknown; `tokenizer.json` has the one reading.
+"""
+
+
 def describe_genai(shape: BundleShape) -> str:
-    """That it is read."""
-    return "" if refuse_genai(shape) else "onnxruntime-genai reads this folder (`genai_config.json`)."
+    """How to run it; the tokenizer is that of the bundle, not its own."""
+    return "" if refuse_genai(shape) else _CARD
 
 
 GENAI_TARGET = BundleTarget(write_genai, refuse=refuse_genai, describe=describe_genai)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from exporter.errors import InputError
 from exporter.files.onnx_file import iterate_tensors, read_onnx
+from exporter.graph.metadata import Origin
+from exporter.graph.options import GraphOptions
 from exporter.outputs.manifest import ExportInfo
 from exporter.outputs.targets.target import BundleTarget, GraphFile
 
@@ -23,8 +25,9 @@ def list_graphs(targets: Iterable[BundleTarget], model: str) -> dict[str, GraphF
 
 
 def place_graphs(model: Path, export: ExportInfo, wanted: Mapping[str, GraphFile]) -> dict[str, ExportInfo]:
-    """Link a bundle's model.onnx to each name that is wanted in its own numbers; returns those names."""
-    placed = {name: graph for name, graph in wanted.items() if graph.matches(export)}
+    """Link a bundle's model.onnx to each name where it is itself what is wanted; returns those names."""
+    options = Origin.read(model).options if wanted else GraphOptions()
+    placed = {name: graph for name, graph in wanted.items() if graph.adapt(options) == options}
     for name, graph in placed.items():
         place_graph(model, model.parent / name, weights=graph.weights_name)
     return dict.fromkeys(placed, export)

@@ -76,7 +76,7 @@ def _change_cache(shape: BundleShape, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_generation_config(shape: BundleShape) -> dict[str, Any]:
-    """Greedy, and no longer than the model knows."""
+    """Greedy, and no longer than the model knows: one token follows the longest text that it computes."""
     config = shape.model.hf.config
     stop = shape.stop_ids
     return {
@@ -84,7 +84,7 @@ def make_generation_config(shape: BundleShape) -> dict[str, Any]:
         "eos_token_id": stop[0] if len(stop) == 1 else stop or None,
         "pad_token_id": shape.pad_id(),
         "do_sample": False,
-        "max_length": shape.max_length,
+        "max_length": shape.max_length + 1,
         "use_cache": bool(shape.kv_heads),
     }
 
@@ -100,21 +100,29 @@ With Optimum and transformers' own pipeline:
 """
 
 
-def describe_optimum(shape: BundleShape) -> str:
-    """How to open it, and what it cannot do."""
+def refuse_optimum(shape: BundleShape) -> str | None:
+    """It takes logits of all tokens, or of classes; and a past only where all layers keep one of as many heads."""
     export = shape.manifest.export
-    if export.labels:
-        return _SEQUENCE_CLASSIFIER
-    if export.answer_ids:
-        return ""
+    if export.answer_ids and not export.labels:
+        return "takes each logit for the token of its number; leave --logits answers out, or give --logits classes"
     if len(set(shape.kv_heads)) > 1:
         counts = ", ".join(map(str, shape.kv_heads))
-        return (
-            f"Optimum cannot generate with it: it makes the past of every layer alike, and these have {counts} heads."
-        )
-    if shape.pinned:
-        return "Optimum computes logits with it (`use_cache=False`), but cannot generate with a pinned length."
-    return f"With Optimum: `ORTModelForCausalLM.from_pretrained(folder, use_cache={bool(shape.kv_heads)})`."
+        return f"makes the past of every layer alike, and these have {counts} heads; leave --with-past out"
+    return None
 
 
-OPTIMUM = BundleTarget(write_optimum, describe=describe_optimum)
+def describe_optimum(shape: BundleShape) -> str:
+    """How to open it, or why it cannot be."""
+    if shape.manifest.export.labels:
+        return _SEQUENCE_CLASSIFIER
+    if reason := refuse_optimum(shape):
+        return f"Optimum cannot generate with it: it {reason}."
+    use_cache = bool(shape.kv_heads)  # Optimum takes it from the call alone, whatever the files say
+    length = "; it generates one token." if shape.pinned else "."
+    return (
+        f"With Optimum: `ORTModelForCausalLM.from_pretrained(folder, use_cache={use_cache})`{length} It speaks of a "
+        "legacy model, because the graph counts positions by the mask, and takes no `position_ids`; no answer changes."
+    )
+
+
+OPTIMUM = BundleTarget(write_optimum, refuse=refuse_optimum, describe=describe_optimum)

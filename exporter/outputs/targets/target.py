@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
-from exporter.graph.options import Precision, Scales
-from exporter.outputs.manifest import ExportInfo
+from exporter.graph.options import GraphOptions, Precision, Scales
 from exporter.outputs.shape import BundleShape
 
+GENERATING = ("all", "last")  # logits of the whole vocabulary, out of which a token can be picked
 Content = str | bytes | Mapping[str, Any]
 Contents = dict[str, Content]
 """Texts, bytes, or JSON by file name. A name may hold folders: `onnx/config.json`."""
@@ -20,23 +20,34 @@ Contents = dict[str, Content]
 class GraphFile:
     """An ONNX file that a target wants beside the bundle's own model.onnx.
 
-    name: where, with folders. precision, scales: its numbers; a precision of None stands for the numbers of the
-    bundle's own file, which is then linked or copied, as it is where the numbers are the same. weights: the name of its
-    external data, in which `{name}` is the file's own name without folders; None keeps the name that it has. Where
-    `optional`, a file in reduced precision that answers otherwise than the circuit is left out, with a note.
+    name: where, with folders. precision, scales (in int8): its numbers; None stands for those of the bundle's own file,
+    and where that has no scales for scales by token. weights: the name of its external data, in which `{name}` is the
+    file's own name without folders; None keeps the name that it has. padded: its prompts differ in length, so that a
+    graph without a mask gets one; and a classifier gets no keys and values of earlier calls, since it has only one.
+    Where the bundle's own file is what is wanted, it is linked or copied; any other is exported. Where `optional`, a
+    file in reduced precision that answers otherwise than the circuit is left out, with a note.
     """
 
     name: str
     precision: Precision | None = None
-    scales: Scales = "token"
+    scales: Scales | None = None
     weights: str | None = None
+    padded: bool = False
     optional: bool = False
 
-    def matches(self, export: ExportInfo) -> bool:
-        """Whether a file of these numbers is the one that is wanted."""
-        if self.precision in (None, export.precision):
-            return self.precision != "int8" or self.scales == export.scales
-        return False
+    def adapt(self, own: GraphOptions) -> GraphOptions:
+        """How it is exported where the bundle's own file is exported with these options."""
+        form = own.form
+        if self.padded and (form == "plain" or own.logits not in GENERATING):
+            form = "masked"
+        is_same = form == own.form  # only what is plain has one length
+        length, opening = (own.length, own.opening) if is_same else (None, ())
+        precision = self.precision or own.precision
+        known = own.scales if own.precision == "int8" else "token"
+        scales = (self.scales or known) if precision == "int8" else "tensor"
+        in_fp32 = own.in_fp32 if precision == own.precision else ()
+        numbers = replace(own, precision=precision, scales=scales, in_fp32=in_fp32)
+        return replace(numbers, form=form, length=length, opening=opening)
 
     @property
     def weights_name(self) -> str | None:
@@ -61,7 +72,7 @@ class BundleTarget:
     """A runtime that a bundle is for.
 
     write: its files, by what the bundle's ONNX file is; nothing where the model is not for it. Two targets may write
-    JSON of the same name: their keys are put together, and where both have a key they must say the same.
+    JSON of the same name: their keys are put together, and where both have a key the later in the registry says it.
     graphs: the ONNX files that it wants, for a model's name (of letters, digits, `-`, `_` and `.`).
     refuse: why it cannot take the model, and what to do, in a sentence that follows "it": `needs logits over the whole
     vocabulary; leave --logits answers out`. None where it takes it. Only asked of targets that the user names. What

@@ -1,10 +1,20 @@
-"""What a file in reduced precision answers, as figures: plain data, which needs no torch to be read."""
+"""What the gates of a file find, as figures: plain data, which needs no torch to be read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from exporter.metrics.statistics import Accuracy
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """Largest absolute differences of logits, the limit for both, and the number of prompts compared."""
+
+    hooked_vs_rewritten: float
+    rewritten_vs_onnx: float
+    limit: float
+    prompts: int
 
 
 @dataclass(frozen=True)
