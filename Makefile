@@ -145,9 +145,9 @@ guard-results: .venv/.installed  ## Measure the scope guard on the bundled tasks
 compare-results: .venv/.installed-bench  ## Compare circuits with what one would do instead, into docs/compare (COMPARE_ARGS=, COMPARE_MODEL=)
 	.venv/bin/python benchmarks/compare_results.py --model $(COMPARE_MODEL) $(COMPARE_ARGS)
 
-public: .venv/.installed-bench  ## Run the default job and baselines on a folder of public task files: docs/compare.md (PUBLIC=folder, PUBLIC_ARGS="--lines 500")
-	@test -n "$(PUBLIC)" || { echo "make: say where the task files are: make public PUBLIC=folder" >&2; exit 1; }
-	.venv/bin/python benchmarks/public_results.py $(PUBLIC_ARGS) "$(PUBLIC)"
+public: .venv/.installed-bench  ## Run the default job and baselines on a folder of public task files: docs/compare.md (DATA=folder, PUBLIC_ARGS="--lines 500")
+	@test -n "$(DATA)" || { echo "make: say where the task files are: make public DATA=folder" >&2; exit 1; }
+	.venv/bin/python benchmarks/public_results.py $(PUBLIC_ARGS) "$(DATA)"
 
 controls: .venv/.installed  ## Is a budget kept on 20 seeds, and do shuffled answers end at chance: docs/evidence.md (CONTROLS=, an hour)
 	for which in $(CONTROLS); do .venv/bin/python benchmarks/controls.py $$which --model $(MODEL) || exit 1; done

@@ -1,4 +1,4 @@
-"""Run the default job and what one could do instead on public data: `make public PUBLIC=folder`.
+"""Run the default job and what one could do instead on public data: `make public DATA=folder`.
 
 The folder holds task files (.jsonl, .csv) made of data that others have published, which is not ours to hand on: no
 sentence of it is written anywhere. What is stored in benchmarks/results/public.json is a list of figures, taken one by
