@@ -14,7 +14,7 @@ from typing import Any
 from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_shell
 from exporter.evidence.figures import Evaluation
-from exporter.evidence.guard import GuardFigures, describe_guard
+from exporter.evidence.guarded import GuardFigures, describe_guard
 from exporter.evidence.sentences import describe_sets
 from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy

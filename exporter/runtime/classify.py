@@ -12,7 +12,7 @@ import numpy as np
 from exporter.errors import InputError
 from exporter.runtime.generate import check_prompt, pad_left
 from exporter.runtime.session import read_form, run_step
-from exporter.runtime.wording import read_labels
+from exporter.runtime.words import read_labels
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -25,7 +25,7 @@ from exporter.runtime.session import (
     read_vocab_size,
     require_guards,
 )
-from exporter.runtime.wording import read_labels
+from exporter.runtime.words import read_labels
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -20,7 +20,7 @@ from exporter.loading.sources.reading import read_prompt, read_tokenizer
 from exporter.runtime.classify import Classification, classify_prompts
 from exporter.runtime.generate import Generation, generate_greedy
 from exporter.runtime.session import open_session
-from exporter.runtime.wording import read_labels, read_template
+from exporter.runtime.words import read_labels, read_template
 from exporter.tasks.template import Template
 
 if TYPE_CHECKING:

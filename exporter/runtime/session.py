@@ -18,12 +18,7 @@ from exporter.errors import InputError, MissingRuntimeError
 from exporter.files.reading import require_regular
 from exporter.graph.guards import GUARDS, REMEDIES, SCOPE_DISTANCE, TEXT_GUARDS
 from exporter.graph.int8 import EVERYWHERE
-from exporter.graph.metadata import (
-    ANSWER_IDS_KEY,
-    MAX_LENGTH_KEY,
-    PROCESSORS_KEY,
-    VOCAB_SIZE_KEY,
-)
+from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import Form
 
 if TYPE_CHECKING:

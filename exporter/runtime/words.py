@@ -1,4 +1,4 @@
-"""What a file says of its task in words: the names of its classes, and the text around a user's text."""
+"""The words that an exported file knows of its task: the names of its classes, the text around a user's text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_labels(session: onnxruntime.InferenceSession) -> tuple[str, ...] | None
         labels = parse_json(text)
     except (ValueError, RecursionError):
         labels = None
-    (n_classes,) = (value.shape[-1] for value in session.get_outputs() if value.name == "logits")
+    n_classes = next(value for value in session.get_outputs() if value.name == "logits").shape[-1]
     if not isinstance(labels, list) or [type(label) for label in labels] != [str] * n_classes:
         raise InputError("the file's labels are damaged; export it again")
     return tuple(labels)
