@@ -82,7 +82,7 @@ def test_answers_and_the_tasks_vocabulary(export: Callable[..., Manifest], tmp_p
 def test_a_task_is_a_classifier(export: Callable[..., Manifest], tmp_path: Path, run: Run) -> None:
     manifest = export("--logits", "classes", "--vocab", "task")
     info = manifest.export
-    assert manifest.onnx.outputs == {"logits": ["batch", len(info.labels)], "in_vocabulary": ["batch"]}
+    assert manifest.onnx.outputs == {"logits": ["batch_size", len(info.labels)], "in_vocabulary": ["batch_size"]}
     assert info.labels == [chr(token - 32 + ord("A")) for token in info.answer_ids]
     assert Origin.read(tmp_path / "m.onnx").options.labels == tuple(info.labels)
     assert info.served.agreement == 1.0 and info.served.n == 30

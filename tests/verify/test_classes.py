@@ -57,7 +57,7 @@ def test_classes_are_named_and_their_probabilities_add_up(tmp_path: Path) -> Non
     bundle = make_bundle(tmp_path / "b", graph=replace(CLASSES, form="masked"), form="masked")
     session = open_session(bundle.folder / "model.onnx")
     assert read_labels(session) == CLASSES.labels
-    assert {value.name: value.shape for value in session.get_outputs()} == {"logits": ["batch", 3]}
+    assert {value.name: value.shape for value in session.get_outputs()} == {"logits": ["batch_size", 3]}
     prompts = [[3, 1, 4], [1], [5, 9, 2, 6]]
     for prompt, found in zip(prompts, classify_prompts(session, prompts), strict=True):
         logits = bundle.rewritten.next_token_logits(torch.tensor([prompt]))[0, [7, 3, 5]]
