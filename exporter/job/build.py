@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,6 @@ from exporter.evidence.footprint import Memory, compare_memory
 from exporter.evidence.guard import note_guard
 from exporter.evidence.latency import Latency, compare_latency, time_call
 from exporter.evidence.showing import show_attention, show_prompts
-from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
@@ -35,7 +35,7 @@ from exporter.job.guard import plan_scope, settle_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.job.timing import LATENCY_BLOCKS
-from exporter.job.variants import build_variants
+from exporter.job.variants import Check, build_variants
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope
@@ -84,20 +84,15 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
         exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
-
-        def check(file: Path, wanted: GraphOptions) -> Served:
-            if wanted.precision == "fp32":
-                return _check(model, surgery, rewritten, file, wanted, data, scope, gated=not rehearsed)[1]
-            return _serve(rewritten, file, wanted, data, gated=not rehearsed)
-
+        check = _make_check(model, surgery, rewritten, data, scope, gated=not rehearsed)
         variants = build_variants(plan, rewritten, path, options, scope, check)
     with clock.stage("evaluate"):
-        figures, prompts, attention = _evaluate(model, rewritten, data)
+        figures, shown = _evaluate(model, rewritten, data)
         guard = try_guard(plan, rewritten, path, scope, provider=_pick_provider(options))
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
     doubts = () if is_file_task(plan.job.task) else describe_doubt(data.task, model, data.test, figures["test"].dense)
     with clock.stage("measure"):
-        dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
+        measured = _measure(plan, path, options, rehearsed=rehearsed)
     return Manifest(
         schema=1,
         task=plan.task_info,
@@ -110,17 +105,14 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         exactness=exactness,
         export=ExportInfo.of(options, served, data.template),
         onnx=description,
-        latency=latency,
-        memory=memory,
-        dense_onnx_bytes=dense_bytes,
+        **measured,
         files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
         seconds=clock.seconds,
         versions=collect_versions(),
         notes=[*plan.notes, *doubts, *note_guard(guard), *variants.notes],
         graphs=variants.graphs,
         command=write_command(plan.job),
-        prompts=prompts,
-        attention=attention,
+        **shown,
         guard=guard,
     )
 
@@ -161,10 +153,10 @@ def _export(
 
 def _evaluate(
     model: LanguageModel, rewritten: CircuitModel, data: TaskData
-) -> tuple[dict[str, Evaluation], list[ShownPrompt], ShownAttention | None]:
-    """Evaluations of the test set and each out-of-distribution set (unseen words or templates) by name; some prompts.
+) -> tuple[dict[str, Evaluation], dict[str, Any]]:
+    """Evaluations of the test set and each out-of-distribution set (unseen words or templates) by name; what is shown.
 
-    The attention is of the test set's first prompt that is short enough.
+    That is the manifest's `prompts`, and its `attention`, of the test set's first prompt that is short enough.
     """
     sets = {"test": data.test, **data.ood}
     models = (model.dense.answer_logits, rewritten.answer_logits)
@@ -172,7 +164,7 @@ def _evaluate(
     figures = {name: summarise_values(values[name], prompts) for name, prompts in sets.items()}
     decode = require_tokenizer(model).decode
     shown = show_prompts(*models, sets, {name: of_set["kl"] for name, of_set in values.items()}, decode)
-    return figures, shown, show_attention(rewritten, data.test, decode)
+    return figures, {"prompts": shown, "attention": show_attention(rewritten, data.test, decode)}
 
 
 def _check(
@@ -204,6 +196,19 @@ def _check(
             check_file(exact)
             exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
     return exactness, _serve(rewritten, path, options, data, gated=gated)
+
+
+def _make_check(
+    model: LanguageModel, surgery: Surgery, rewritten: CircuitModel, data: TaskData, scope: Scope | None, *, gated: bool
+) -> Check:
+    """The gates for a further file of a job, by its numbers: in reduced precision what it answers is compared alone."""
+
+    def check(path: Path, options: GraphOptions) -> Served:
+        if options.precision == "fp32":
+            return _check(model, surgery, rewritten, path, options, data, scope, gated=gated)[1]
+        return _serve(rewritten, path, options, data, gated=gated)
+
+    return check
 
 
 def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: TaskData, *, gated: bool) -> Served:
@@ -243,16 +248,14 @@ def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
     return Size(dense=before, circuit=after, constants=sliced.count_constants(), reduction=1 - after / before)
 
 
-def _measure(
-    plan: Plan, path: Path, options: GraphOptions, *, rehearsed: bool
-) -> tuple[int, list[Latency], list[Memory]]:
-    """The size in bytes of the exported dense model (fp32), its latency and its memory against the circuit's by batch.
+def _measure(plan: Plan, path: Path, options: GraphOptions, *, rehearsed: bool) -> dict[str, Any]:
+    """The manifest's `dense_onnx_bytes`, `latency` and `memory`: of the exported dense model (fp32), and by batch.
 
     Memory is measured for a report. In a rehearsal the circuit is called once, and compared with itself.
     """
     dense, prompts = plan.model.dense, plan.data.test
     if rehearsed:
-        return 0, [time_call(path, prompts.input_ids, prompts.mask)], []
+        return {"dense_onnx_bytes": 0, "latency": [time_call(path, prompts.input_ids, prompts.mask)], "memory": []}
     with make_scratch() as folder:
         reference = folder / "dense.onnx"
         large = not fits_one_file(count_bytes(dense))
@@ -265,7 +268,7 @@ def _measure(
             some = prompts.input_ids[rows], None if prompts.mask is None else prompts.mask[rows]
             latency.append(compare_latency(reference, path, *some, blocks=LATENCY_BLOCKS))
             memory += [compare_memory(reference, path, *some)] if plan.job.report else []
-    return n_bytes, latency, memory
+    return {"dense_onnx_bytes": n_bytes, "latency": latency, "memory": memory}
 
 
 def reverify(path: Path, *, model: str | None = None, task: Path | None = None) -> Exactness:

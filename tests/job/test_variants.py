@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exporter.verify.figures import Served
 from test_rehearsal import folder, forbid_search, make_job  # noqa: F401  # a fixture, and two functions
 
 from exporter.errors import ExactnessError, InputError, UsageError
@@ -18,6 +17,7 @@ from exporter.job.run import check_job, run_job
 from exporter.outputs.bundle import is_bundle
 from exporter.outputs.manifest import Manifest, hash_file
 from exporter.runtime.prompting import open_decoder
+from exporter.verify.figures import Served
 
 GRAPHS = ["onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/model_fp16.onnx"]
 TARGETS = ("transformers-js",)
