@@ -11,7 +11,7 @@ from test_rehearsal import folder, forbid_search, make_job  # noqa: F401  # a fi
 
 from exporter.errors import ExactnessError, InputError, UsageError
 from exporter.graph.options import GraphOptions
-from exporter.job import build
+from exporter.job import gate, timing
 from exporter.job.command import write_command
 from exporter.job.run import check_job, run_job
 from exporter.outputs.bundle import is_bundle
@@ -25,15 +25,15 @@ TARGETS = ("transformers-js",)
 
 @pytest.fixture(autouse=True, scope="module")
 def _briefly() -> Iterator[None]:
-    batches, build.LATENCY_BATCHES = build.LATENCY_BATCHES, (1,)
+    batches, timing.LATENCY_BATCHES = timing.LATENCY_BATCHES, (1,)
     yield
-    build.LATENCY_BATCHES = batches
+    timing.LATENCY_BATCHES = batches
 
 
 @pytest.fixture(autouse=True)
 def _lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models answer otherwise in int8; whether the gate is asked is tested here, not what it says."""
-    monkeypatch.setattr(build, "require_precision", lambda served, options: None)
+    monkeypatch.setattr(gate, "require_precision", lambda served, options: None)
 
 
 @pytest.mark.parametrize("outputs", ["bundle", "both"])
@@ -67,7 +67,7 @@ def test_a_file_that_fails_its_gate_is_left_out_with_a_note(
         if options.precision == "int8":
             raise ExactnessError("in int8 it is another model; no file was left: take fp32")
 
-    monkeypatch.setattr(build, "require_precision", refuse)
+    monkeypatch.setattr(gate, "require_precision", refuse)
     circuit = folder / "global-left.json"
     manifest = run_job(make_job(folder, tmp_path, outputs="bundle", circuit=circuit, targets=TARGETS))
     assert manifest is not None
