@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from exporter.circuit import Circuit, SearchRecord
-from exporter.errors import ExactnessError, InputError
+from exporter.errors import InputError
 from exporter.evidence.evaluate import measure_prompts, summarise_values
 from exporter.evidence.figures import Evaluation
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
-from exporter.evidence.footprint import Memory, compare_memory
 from exporter.evidence.guard import note_guard
-from exporter.evidence.latency import Latency, compare_latency, time_call
 from exporter.evidence.showing import show_attention, show_prompts
 from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
-from exporter.files.scratch import make_scratch
 from exporter.graph.description import OnnxDescription
-from exporter.graph.export import count_bytes, export_onnx, fits_one_file
+from exporter.graph.export import export_onnx
 from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
 from exporter.job.clock import Clock
 from exporter.job.command import write_command
-from exporter.job.guard import plan_scope, settle_scope, try_guard
+from exporter.job.gate import Gate
+from exporter.job.guard import plan_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
-from exporter.job.timing import LATENCY_BLOCKS
+from exporter.job.timing import measure_file
 from exporter.job.variants import build_variants
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
@@ -44,14 +41,10 @@ from exporter.outputs.manifest import ExportInfo, Manifest, Size, hash_file
 from exporter.outputs.reference import load_dense
 from exporter.rewrite.folds import fold_model
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
-from exporter.runtime.session import has_provider, open_session
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
-from exporter.verify.exactness import check_file, verify_surgery
-from exporter.verify.figures import Exactness, Served
-from exporter.verify.precision import compare_batches, evaluate_file, require_precision
+from exporter.verify.figures import Exactness
 
-LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
 
@@ -74,30 +67,22 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     rehearsed, clock = clock is None, clock or Clock(None)
     model, data = plan.model, plan.data
     with clock.stage("rewrite"):
-        surgery = found.surgery or plan_surgery(model, found.circuit, data.patching)
-        sliced = slice_model(model.dense, surgery)
-        rewritten = fold_model(sliced)
-        if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
-            rewritten = copy.deepcopy(rewritten).float()
+        surgery, sliced, rewritten = _rewrite(plan, found)
     with clock.stage("export"):
-        options, scope = _settle(plan, found, rewritten, options, rehearsed=rehearsed)
+        if not rehearsed:
+            options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
+        scope = plan_scope(plan, rewritten, options, rehearsed=rehearsed)
         description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
-        exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
-
-        def check(file: Path, wanted: GraphOptions) -> Served:
-            if wanted.precision == "fp32":
-                return _check(model, surgery, rewritten, file, wanted, data, scope, gated=not rehearsed)[1]
-            return _serve(rewritten, file, wanted, data, gated=not rehearsed)
-
-        variants = build_variants(plan, rewritten, path, options, scope, check)
+        gate = Gate(model, surgery, rewritten, data, scope, shut=not rehearsed)
+        exactness, served = gate.prove(path, options), gate.serve(path, options)
+        variants = build_variants(plan, path, options, gate)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
-        guard = try_guard(plan, rewritten, path, scope, provider=_pick_provider(options))
-    # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
-    doubts = () if is_file_task(plan.job.task) else describe_doubt(data.task, model, data.test, figures["test"].dense)
+        guard = try_guard(plan, rewritten, path, options, scope)
+    doubts = _list_doubts(plan, figures["test"])
     with clock.stage("measure"):
-        dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
+        dense_bytes, latency, memory = measure_file(plan, path, options, rehearsed=rehearsed)
     return Manifest(
         schema=1,
         task=plan.task_info,
@@ -125,15 +110,21 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     )
 
 
-def _settle(
-    plan: Plan, found: Found, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool
-) -> tuple[GraphOptions, Scope | None]:
-    """What depends on the circuit that was found: parts that stay in float32, and the guard's scope."""
-    scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
-    if rehearsed:
-        return options, scope
-    options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
-    return options, settle_scope(plan, rewritten, options, scope, provider=_pick_provider(options))
+def _list_doubts(plan: Plan, test: Evaluation) -> tuple[str, ...]:
+    """What to say of a built-in task at which the model fails; `prepare` has checked a task file already."""
+    if is_file_task(plan.job.task):
+        return ()
+    return tuple(describe_doubt(plan.data.task, plan.model, plan.data.test, test.dense))
+
+
+def _rewrite(plan: Plan, found: Found) -> tuple[Surgery, CircuitModel, CircuitModel]:
+    """The surgery, the sliced model, and the one that is exported, in float32 in a rehearsal, too."""
+    surgery = found.surgery or plan_surgery(plan.model, found.circuit, plan.data.patching)
+    sliced = slice_model(plan.model.dense, surgery)
+    rewritten = fold_model(sliced)
+    if plan.model.hf.dtype != torch.float32:
+        rewritten = copy.deepcopy(rewritten).float()
+    return surgery, sliced, rewritten
 
 
 def _export(
@@ -175,53 +166,6 @@ def _evaluate(
     return figures, shown, show_attention(rewritten, data.test, decode)
 
 
-def _check(
-    model: LanguageModel,
-    surgery: Surgery,
-    rewritten: CircuitModel,
-    path: Path,
-    options: GraphOptions,
-    data: TaskData,
-    scope: Scope | None,
-    *,
-    gated: bool = True,
-) -> tuple[Exactness, Served]:
-    """Exactness, of the same graph in fp32 where the file is in reduced precision, and what the file itself answers.
-
-    If not `gated`, a difference in either is no error: the rehearsal's circuit says nothing about the searched one.
-    """
-    with make_scratch() as folder:
-        exact = path
-        if options.precision != "fp32":
-            exact = folder / path.name
-            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor", in_fp32=()), scope=scope)
-        try:
-            sets = {"patching": data.patching, "prompts": data.test}
-            exactness = verify_surgery(model, surgery, rewritten, exact, **sets, scope=scope)
-        except ExactnessError:
-            if gated:
-                raise
-            check_file(exact)
-            exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
-    return exactness, _serve(rewritten, path, options, data, gated=gated)
-
-
-def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: TaskData, *, gated: bool) -> Served:
-    """What a file answers; a file in reduced precision that answers otherwise than the circuit is an error if gated."""
-    session = open_session(path, provider=_pick_provider(options))
-    served = evaluate_file(session, rewritten, data.test)
-    if options.precision == "int8":
-        served = replace(served, mates=compare_batches(session, data.test))
-    if gated:
-        require_precision(served, options)
-    return served
-
-
-def _pick_provider(options: GraphOptions) -> str:
-    is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
-    return "cuda" if is_half and has_provider("cuda") else "cpu"
-
-
 def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOptions) -> str:
     """Some prompts and the circuit's answers as JSON, to check the file by itself: see `EXAMPLES_KEY`.
 
@@ -243,31 +187,6 @@ def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
     return Size(dense=before, circuit=after, constants=sliced.count_constants(), reduction=1 - after / before)
 
 
-def _measure(
-    plan: Plan, path: Path, options: GraphOptions, *, rehearsed: bool
-) -> tuple[int, list[Latency], list[Memory]]:
-    """The size in bytes of the exported dense model (fp32), its latency and its memory against the circuit's by batch.
-
-    Memory is measured for a report. In a rehearsal the circuit is called once, and compared with itself.
-    """
-    dense, prompts = plan.model.dense, plan.data.test
-    if rehearsed:
-        return 0, [time_call(path, prompts.input_ids, prompts.mask)], []
-    with make_scratch() as folder:
-        reference = folder / "dense.onnx"
-        large = not fits_one_file(count_bytes(dense))
-        export_onnx(dense, reference, GraphOptions(form=options.form, external_data=large))
-        n_bytes = sum(file.stat().st_size for file in folder.iterdir())
-        latency: list[Latency] = []
-        memory: list[Memory] = []
-        for batch in LATENCY_BATCHES:
-            rows = torch.arange(batch) % len(prompts)
-            some = prompts.input_ids[rows], None if prompts.mask is None else prompts.mask[rows]
-            latency.append(compare_latency(reference, path, *some, blocks=LATENCY_BLOCKS))
-            memory += [compare_memory(reference, path, *some)] if plan.job.report else []
-    return n_bytes, latency, memory
-
-
 def reverify(path: Path, *, model: str | None = None, task: Path | None = None) -> Exactness:
     """Run the exactness gate again on an exported file, from the metadata in it.
 
@@ -284,4 +203,7 @@ def _reverify(path: Path, model: str | None, task: Path | None) -> Exactness:
     if hash_sets(data) != origin.task.sha256:
         raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
     surgery = load_surgery_of(path, origin) or plan_surgery(loaded, origin.circuit, data.patching)
-    return _check(loaded, surgery, operate(loaded.dense, surgery), path, origin.options, data, read_scope(path))[0]
+    gate = Gate(loaded, surgery, operate(loaded.dense, surgery), data, read_scope(path))
+    exactness = gate.prove(path, origin.options)
+    gate.serve(path, origin.options)
+    return exactness
