@@ -14,13 +14,15 @@ SMALL_ARGS ?= acronym greater-than ioi
 COMPARE_MODEL ?= bundled
 COMPARE_ARGS ?= acronym greater-than ioi
 CONTROLS ?= shuffled seeds
+PUBLIC ?=
+PUBLIC_ARGS ?=
 
 SOURCES := pyproject.toml
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange test-oldest fuzz lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results controls search-results gradual-cost search-profile wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile wheel-test clean check-python test-oldest fuzz node-modules runtimes guard-results serve-load
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -42,6 +44,10 @@ check-python:
 
 .venv/.installed-bench: .venv/.installed-test
 	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,bench]'
+	@touch $@
+
+.venv/.installed-runtimes: .venv/.installed-test
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,browser,runtimes]'
 	@touch $@
 
 .venv/.installed-docs: .venv/.installed
@@ -87,6 +93,11 @@ test-oldest: .venv/.installed-test .venv-oldest/.installed  ## The files in the 
 
 fuzz: .venv/.installed  ## Throw 10,000 inputs at exported graphs: no crash, no wrong answer (FUZZ_ARGS=)
 	.venv/bin/python benchmarks/fuzz_graphs.py $(FUZZ_ARGS)
+# For tests of what is exported for JavaScript; the packages' own install scripts would fetch GPU libraries.
+node-modules: tests/js/node_modules/.package-lock.json  ## The JavaScript runtimes that the tests use, where npm is
+
+tests/js/node_modules/.package-lock.json: tests/js/package-lock.json
+	cd tests/js && npm ci --ignore-scripts --no-audit --no-fund
 
 lint: .venv/.installed-test  ## ruff and mypy --strict
 	.venv/bin/ruff check .
@@ -128,11 +139,22 @@ results: .venv/.installed  ## Run the main job on every task and write the table
 small-results: .venv/.installed  ## Run the gradual search and write the table of docs/small-circuits.md (SMALL_ARGS=)
 	.venv/bin/python benchmarks/small_circuits.py $(SMALL_ARGS)
 
+guard-results: .venv/.installed  ## Measure the scope guard on the bundled tasks, into docs/guard.md (GUARD_ARGS=)
+	.venv/bin/python benchmarks/guard_table.py $(GUARD_ARGS)
+
 compare-results: .venv/.installed-bench  ## Compare circuits with what one would do instead, into docs/compare (COMPARE_ARGS=, COMPARE_MODEL=)
 	.venv/bin/python benchmarks/compare_results.py --model $(COMPARE_MODEL) $(COMPARE_ARGS)
 
+public: .venv/.installed-bench  ## Run the default job and baselines on a folder of public task files: docs/compare.md (PUBLIC=folder, PUBLIC_ARGS="--lines 500")
+	@test -n "$(PUBLIC)" || { echo "make: say where the task files are: make public PUBLIC=folder" >&2; exit 1; }
+	.venv/bin/python benchmarks/public_results.py $(PUBLIC_ARGS) "$(PUBLIC)"
+
 controls: .venv/.installed  ## Is a budget kept on 20 seeds, and do shuffled answers end at chance: docs/evidence.md (CONTROLS=, an hour)
 	for which in $(CONTROLS); do .venv/bin/python benchmarks/controls.py $$which --model $(MODEL) || exit 1; done
+
+# The C program needs onnxruntime_c_api.h, which the wheel does not ship: EXPORT_CIRCUIT_ORT_INCLUDE names its folder.
+runtimes: .venv/.installed-runtimes .venv-optimum/.installed  ## Run every form of a file in every runtime that is here, write docs/runtimes.md
+	.venv/bin/python benchmarks/runtimes.py
 
 search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py
@@ -144,6 +166,9 @@ gradual-cost: .venv/.installed  ## Measure the parts of a gradual search, and th
 
 search-profile: .venv/.installed  ## See where the time of a search goes
 	.venv/bin/python benchmarks/profile_search.py
+
+serve-load: .venv/.installed-test  ## Load a server with 100,000 requests, compare every answer, write the table of docs/serving.md (minutes)
+	.venv/bin/python benchmarks/serve_load.py --write
 
 # The wheel must do its job alone: a new environment, an empty folder, nothing of this tree in reach.
 wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone, run it in an empty folder

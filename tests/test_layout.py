@@ -27,6 +27,7 @@ ORDER = [
     "outputs", "bench",
     "job",
     "studies",  # many jobs
+    "serve",  # a bundle over HTTP
     "__init__",  # the public API
     "cli", "__main__",
     "pytest_plugin",

@@ -19,6 +19,7 @@ from exporter.cli.decode import run
 from exporter.cli.exchange import convert, roc
 from exporter.cli.export import export
 from exporter.cli.screen import make_screen
+from exporter.cli.serve import serve
 from exporter.cli.sweep import sweep
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ app.callback(invoke_without_command=True)(export)
 app.command("check-data")(check_data)
 app.command("make-data")(make_data)
 app.command("run")(run)
+app.command("serve")(serve)
 app.command("bench")(bench)
 app.command("convert")(convert)
 app.command("roc")(roc)

@@ -24,8 +24,10 @@ from torch import Tensor
 from exporter.graph.attention import AttentionAuthor
 from exporter.graph.inputs import BATCH
 from exporter.graph.options import GraphOptions
+from exporter.graph.scope import emit_scope
 from exporter.network.feed_forward import FeedForward
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope
 from exporter.network.step import Step, find_last_attending
 from exporter.rewrite.folds import merge_step
 from exporter.rewrite.vocabulary import cut_embedding, cut_unembedding
@@ -40,11 +42,12 @@ class GraphAuthor(AttentionAuthor):
         super().__init__(model, options)
         self.trim_at = len(model.steps) if options.logits == "all" else find_last_attending(model.steps)
 
-    def author(self) -> ir.Graph:
-        """The whole graph."""
+    def author(self, scope: Scope | None = None) -> ir.Graph:
+        """The whole graph, with the guard of a scope."""
         x = self.embed_tokens()
         for index, step in enumerate(self.model.steps):
             x = self.step(index, step, x)
+        self.outputs += emit_scope(self, x, scope, last=self.is_trimmed(len(self.model.steps) - 1))
         logits = self.unembed(x)
         answers = [self.answer_ids()] if self.options.logits == "answers" else []
         return ir.Graph(
@@ -120,7 +123,7 @@ class GraphAuthor(AttentionAuthor):
     def unembed(self, x: ir.Value) -> ir.Value:
         """Logits at every position, (batch, pos, vocab), or at the last one, (batch, 1, vocab or answer)."""
         norm, W_U, bias = self.model.final_norm, self.model.W_U.detach(), None
-        if self.options.logits == "answers":  # a copy, so that it can take in the norm's gain and bias
+        if self.options.answers_only:  # a copy, so that it can take in the norm's gain and bias
             norm, W_U, bias = cut_unembedding(self.model, self.options.answer_ids)
         if not self.is_trimmed(len(self.model.steps) - 1):
             x = self.op("Reshape", x, self.integers(-1, self.d_model), name="final.rows")  # (batch * pos, d_model)
@@ -128,7 +131,7 @@ class GraphAuthor(AttentionAuthor):
         if self.is_int8("unembed"):
             rows = self.linear(x, W_U.T, bias, "unembed", rows=True)
         else:  # Gemm with transB takes (vocab, d_model) as it is stored: no transposed copy
-            is_cut = self.options.vocabulary is not None or self.options.logits == "answers"
+            is_cut = self.options.vocabulary is not None or self.options.answers_only
             is_shared = self.model.tied and not is_cut and not self.is_int8("W_E")
             added = () if bias is None else (self.weight("unembed.bias", bias),)
             W = self.weight("W_E" if is_shared else "W_U", W_U)
@@ -138,7 +141,10 @@ class GraphAuthor(AttentionAuthor):
         return self.shape_logits(rows, len(W_U))
 
     def shape_logits(self, rows: ir.Value, n: int) -> ir.Value:
-        """The output `logits`: rows of logits, (row, n), as (batch, pos or 1, n)."""
+        """The output `logits`: rows of logits, (row, n), as (batch, pos or 1, n), or as they are for classes."""
+        if self.options.logits == "classes":
+            rows.name, rows.type, rows.shape = "logits", ir.TensorType(ir.DataType.FLOAT), ir.Shape([BATCH, n])
+            return rows
         pos: str | int = 1
         if self.options.logits != "all":
             shape = self.integers(-1, 1, n)

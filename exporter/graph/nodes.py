@@ -16,6 +16,7 @@ import torch
 from onnx_ir import tape
 from torch import Tensor
 
+from exporter.graph.int8 import MIDDLE, STORED
 from exporter.graph.options import GraphOptions
 from exporter.network.norm import Norm
 
@@ -23,7 +24,6 @@ Array = np.ndarray[Any, Any]
 
 _DTYPES: dict[str, Any] = {"fp32": np.float32, "int8": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 T = TypeVar("T")
-_MIDDLE = 128  # the zero point of symmetric values stored as uint8
 
 
 class NodeAuthor:
@@ -69,7 +69,7 @@ class NodeAuthor:
         W, W_zero = self._weight_int8(weight, name)
         y = self.op("MatMulInteger", x8, W, x_zero, *([] if W_zero is None else [W_zero]), name=f"{name}.product")
         y = self.op("Cast", y, name=f"{name}.float", to=ir.DataType.FLOAT)
-        scale = self.weight(f"{name}.scale", _scale_of(weight, dim=0))  # (out,)
+        scale = self.weight(f"{name}.scale", self.scale_of(weight))  # (out,)
         if self.options.scales == "token":
             y = self.op("Mul", self.op("Mul", y, x_scale, name=f"{name}.by_token"), scale, name=f"{name}.scaled")
         else:
@@ -82,7 +82,7 @@ class NodeAuthor:
         added = () if bias is None else (self.weight(f"{name}.bias", bias),)
         out = self.tape.op(
             "DynamicQuantizeMatMul",
-            [x, W, self.weight(f"{name}.scale", _scale_of(weight, dim=0)), zero, *added],
+            [x, W, self.weight(f"{name}.scale", self.scale_of(weight)), zero, *added],
             domain="com.microsoft",
             version=1,
             name=name,
@@ -92,11 +92,14 @@ class NodeAuthor:
 
     def _weight_int8(self, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value | None]:
         """The weight in 8 bits, and its zero point; None where that is 0."""
-        rounded = (weight / _scale_of(weight, dim=0)).round()  # -127 to 127
-        if self.options.weight_type == "int8":
-            return self.constant(f"{name}.weight", rounded.to(torch.int8).contiguous().numpy()), None
-        shifted = (rounded + _MIDDLE).to(torch.uint8)
-        return self.constant(f"{name}.weight", shifted.contiguous().numpy()), self.middle()
+        zero = STORED[self.options.weight_type].zero
+        stored = (weight / self.scale_of(weight)).round() + zero
+        stored = stored.to(torch.uint8 if zero else torch.int8)
+        return self.constant(f"{name}.weight", stored.contiguous().numpy()), self.middle() if zero else None
+
+    def scale_of(self, weight: Tensor) -> Tensor:
+        """The scale of each output column of a weight (in, out) in 8 bits, (out,)."""
+        return _scale_of(weight, dim=0, largest=STORED[self.options.weight_type].largest)
 
     def quantise(self, x: ir.Value, *, axis: int) -> tuple[ir.Value, ir.Value, ir.Value]:
         """x as uint8, its scale and its zero point.
@@ -115,13 +118,13 @@ class NodeAuthor:
         largest = self.op("Max", largest, some, name=f"{x.name}.above_zero")
         scale = self.op("Div", largest, self.constant("int8.127", np.array(127, np.float32)), name=f"{x.name}.scale")
         rounded = self.op("Round", self.op("Div", x, scale, name=f"{x.name}.steps"), name=f"{x.name}.rounded")
-        middle = self.constant("int8.middle.float", np.array(_MIDDLE, np.float32))  # int8 inputs have no fast kernel
+        middle = self.constant("int8.middle.float", np.array(MIDDLE, np.float32))  # int8 inputs have no fast kernel
         shifted = self.op("Add", rounded, middle, name=f"{x.name}.shifted")
         return self.op("Cast", shifted, name=f"{x.name}.int8", to=ir.DataType.UINT8), scale, self.middle()
 
     def middle(self) -> ir.Value:
         """The zero point of symmetric values stored as uint8, 128."""
-        return self.constant("int8.middle", np.array(_MIDDLE, np.uint8))
+        return self.constant("int8.middle", np.array(MIDDLE, np.uint8))
 
     def embed(self, table: Tensor, rows: ir.Value, name: str) -> ir.Value:
         """The table's rows, of (row, d_model), at the indices `rows`, (...): (..., d_model)."""
@@ -228,9 +231,9 @@ class NodeAuthor:
         return self.constants[name]
 
 
-def _scale_of(weight: Tensor, *, dim: int) -> Tensor:
-    """The scale of symmetric 8-bit quantisation, max |weight| / 127 along a dimension, which is dropped."""
-    return (weight.abs().amax(dim=dim) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+def _scale_of(weight: Tensor, *, dim: int, largest: int = 127) -> Tensor:
+    """The scale of symmetric quantisation, max |weight| / largest along a dimension, which is dropped."""
+    return (weight.abs().amax(dim=dim) / largest).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def make_value(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:

@@ -10,7 +10,8 @@ from tiny import make_model, make_prompts
 
 from exporter.circuit import Circuit, Head
 from exporter.errors import InputError
-from exporter.graph.export import describe_onnx, export_onnx, read_metadata
+from exporter.graph.description import describe_onnx
+from exporter.graph.export import export_onnx, read_metadata
 from exporter.rewrite.surgery import rewrite_model
 
 

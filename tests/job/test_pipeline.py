@@ -20,7 +20,8 @@ from nursery import Nursery
 from tiers import as_slow, thin
 
 from exporter.circuit import Circuit
-from exporter.graph.export import OnnxDescription, export_onnx
+from exporter.graph.description import OnnxDescription
+from exporter.graph.export import export_onnx
 from exporter.job import build
 from exporter.job.options import Job
 from exporter.job.plan import prepare
