@@ -30,7 +30,7 @@ def serve(
     """
     _require_extra()
     from exporter.serve.app import make_app
-    from exporter.serve.server import serve_app
+    from exporter.serve.server import bind_address, serve_app
     from exporter.serve.settings import Settings
 
     settings = Settings(
@@ -46,7 +46,8 @@ def serve(
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    serve_app(make_app(folder, settings), host=host, port=port, timeout=timeout, announce=_announce)
+    with bind_address(host, port) as listener:  # before the model is opened, which takes longer
+        serve_app(make_app(folder, settings), listener, timeout=timeout, announce=_announce)
 
 
 def _announce(url: str) -> None:

@@ -63,14 +63,7 @@ def export_onnx(
         require_one_file(count_bytes(model))
     _require_fit(model, options, scope)
     graph = GraphAuthor(model, options).author(scope)
-    known = [n for n in (model.max_length, model.length, options.length) if n is not None]
-    props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
-    if options.answers_only:
-        props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
-    if options.precision == "int8":
-        props[PROCESSORS_KEY] = STORED[options.weight_type].processors
-    if options.labels:
-        props[LABELS_KEY] = json.dumps(list(options.labels))
+    props = {**(metadata or {}), **_describe_itself(model, options)}
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     try:
         _save(written, Path(path), external_data=options.external_data)
@@ -80,6 +73,19 @@ def export_onnx(
         # a full disk: numpy, which writes the weights, raises an OSError without errno
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     return describe_onnx(path)
+
+
+def _describe_itself(model: CircuitModel, options: GraphOptions) -> dict[str, str]:
+    """What a caller of the file has to know, by metadata key."""
+    known = [n for n in (model.max_length, model.length, options.length) if n is not None]
+    props = {MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
+    if options.answers_only:
+        props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
+    if options.precision == "int8":
+        props[PROCESSORS_KEY] = STORED[options.weight_type].processors
+    if options.labels:
+        props[LABELS_KEY] = json.dumps(list(options.labels))
+    return props
 
 
 def _save(model: ir.Model, path: Path, *, external_data: bool) -> None:

@@ -88,6 +88,8 @@ class InputAuthor(NodeAuthor):
                 mask = self.op("Split", mask, self.n_total(), name="mask.of_total", axis=1)
             if len(self.pasts) > 1:
                 mask = self.op("Split", mask, self.n_total("Min"), name="mask.of_each", axis=1)
+            # OpenVINO 2026.4 does not read a Cast of a Split into one part; this one changes nothing
+            mask = self.op("Reshape", mask, self.integers(0, 0), name="mask.sized")
             return self.op("Cast", mask, name="mask.tokens", to=ir.DataType.BOOL)
 
         return self.once("mask.tokens", make)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from exporter.circuit import Circuit, SearchRecord
-from exporter.errors import ExactnessError, InputError
+from exporter.errors import InputError
 from exporter.evidence.evaluate import measure_prompts, summarise_values
 from exporter.evidence.figures import Evaluation
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
@@ -25,14 +20,15 @@ from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
-from exporter.files.scratch import make_scratch
 from exporter.graph.description import OnnxDescription
 from exporter.graph.export import export_onnx
 from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
+from exporter.job.clock import Clock
 from exporter.job.command import write_command
-from exporter.job.guard import pick_provider, plan_scope, try_guard
+from exporter.job.gate import Gate
+from exporter.job.guard import plan_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
 from exporter.job.timing import measure_file
@@ -45,32 +41,12 @@ from exporter.outputs.manifest import ExportInfo, Manifest, Size, hash_file
 from exporter.outputs.reference import load_dense
 from exporter.rewrite.folds import fold_model
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
-from exporter.runtime.session import open_session
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
-from exporter.verify.exactness import check_file, verify_surgery
-from exporter.verify.figures import Exactness, Served
-from exporter.verify.precision import compare_batches, evaluate_file, require_precision
+from exporter.verify.figures import Exactness
 
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
-
-
-class Clock:
-    """Reports each stage when it begins, and keeps its duration in `seconds`."""
-
-    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
-        self.on_stage = on_stage
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the body of the context in seconds; a stage that raises is not recorded."""
-        if self.on_stage is not None:
-            self.on_stage(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,12 +71,12 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     with clock.stage("export"):
         if not rehearsed:
             options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
-        fit = partial(plan_scope, plan, rewritten, rehearsed=rehearsed)
-        description, beside = _export(plan, found, surgery, rewritten, path, options, scope := fit(options))
+        scope = plan_scope(plan, rewritten, options, rehearsed=rehearsed)
+        description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
-        exactness, served = _check(model, surgery, rewritten, path, options, data, scope, gated=not rehearsed)
-        check = partial(_check_variant, model, surgery, rewritten, data, gated=not rehearsed)
-        variants = build_variants(plan, rewritten, path, options, fit, check)
+        gate = Gate(model, surgery, rewritten, data, scope, shut=not rehearsed)
+        exactness, served = gate.prove(path, options), gate.serve(path, options)
+        variants = build_variants(plan, path, options, gate)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
         guard = try_guard(plan, rewritten, path, options, scope)
@@ -190,65 +166,6 @@ def _evaluate(
     return figures, shown, show_attention(rewritten, data.test, decode)
 
 
-def _check(
-    model: LanguageModel,
-    surgery: Surgery,
-    rewritten: CircuitModel,
-    path: Path,
-    options: GraphOptions,
-    data: TaskData,
-    scope: Scope | None,
-    *,
-    gated: bool = True,
-) -> tuple[Exactness, Served]:
-    """Exactness, of the same graph in fp32 where the file is in reduced precision, and what the file itself answers.
-
-    If not `gated`, a difference in either is no error: the rehearsal's circuit says nothing about the searched one.
-    """
-    with make_scratch() as folder:
-        exact = path
-        if options.precision != "fp32":
-            exact = folder / path.name
-            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor", in_fp32=()), scope=scope)
-        try:
-            sets = {"patching": data.patching, "prompts": data.test}
-            exactness = verify_surgery(model, surgery, rewritten, exact, **sets, scope=scope)
-        except ExactnessError:
-            if gated:
-                raise
-            check_file(exact)
-            exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
-    return exactness, _serve(rewritten, path, options, data, gated=gated)
-
-
-def _check_variant(
-    model: LanguageModel,
-    surgery: Surgery,
-    rewritten: CircuitModel,
-    data: TaskData,
-    file: Path,
-    options: GraphOptions,
-    scope: Scope | None,
-    *,
-    gated: bool,
-) -> Served:
-    """The gate of a file that a target wants beside the job's own: `Check` of `exporter.job.variants`."""
-    if options.precision == "fp32":
-        return _check(model, surgery, rewritten, file, options, data, scope, gated=gated)[1]
-    return _serve(rewritten, file, options, data, gated=gated)
-
-
-def _serve(rewritten: CircuitModel, path: Path, options: GraphOptions, data: TaskData, *, gated: bool) -> Served:
-    """What a file answers; a file in reduced precision that answers otherwise than the circuit is an error if gated."""
-    session = open_session(path, provider=pick_provider(options))
-    served = evaluate_file(session, rewritten, data.test)
-    if options.precision == "int8":
-        served = replace(served, mates=compare_batches(session, data.test))
-    if gated:
-        require_precision(served, options)
-    return served
-
-
 def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOptions) -> str:
     """Some prompts and the circuit's answers as JSON, to check the file by itself: see `EXAMPLES_KEY`.
 
@@ -286,4 +203,7 @@ def _reverify(path: Path, model: str | None, task: Path | None) -> Exactness:
     if hash_sets(data) != origin.task.sha256:
         raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
     surgery = load_surgery_of(path, origin) or plan_surgery(loaded, origin.circuit, data.patching)
-    return _check(loaded, surgery, operate(loaded.dense, surgery), path, origin.options, data, read_scope(path))[0]
+    gate = Gate(loaded, surgery, operate(loaded.dense, surgery), data, read_scope(path))
+    exactness = gate.prove(path, origin.options)
+    gate.serve(path, origin.options)
+    return exactness

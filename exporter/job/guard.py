@@ -8,20 +8,17 @@ import torch
 from torch import Tensor
 
 from exporter.evidence.fitness import require_tokenizer
-from exporter.evidence.guard import GuardFigures, measure_guard
+from exporter.evidence.guard import measure_guard
+from exporter.evidence.guarded import GuardFigures
 from exporter.files.scratch import make_scratch
 from exporter.graph.export import export_onnx
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import RESIDUALS, add_residuals
+from exporter.job.gate import pick_provider
 from exporter.job.plan import Plan
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope, fit_scope
-from exporter.runtime.session import has_provider, make_feeds, open_session
-
-
-def pick_provider(options: GraphOptions) -> str:
-    """The provider that a file is run on. Both half precisions are for CUDA; without it fp16 runs on the CPU."""
-    return "cuda" if options.precision in ("fp16", "bf16") and has_provider("cuda") else "cpu"
+from exporter.runtime.session import make_feeds, open_session
 
 
 def plan_scope(plan: Plan, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool) -> Scope | None:

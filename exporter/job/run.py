@@ -15,7 +15,8 @@ from exporter.checks import require_type
 from exporter.circuit import Decision, decision_to_json
 from exporter.errors import MissingRuntimeError, UsageError
 from exporter.evidence.controls import Controls
-from exporter.job.build import Clock, Found, build_file
+from exporter.job.build import Found, build_file
+from exporter.job.clock import Clock
 from exporter.job.options import Job
 from exporter.job.plan import Plan, prepare
 from exporter.job.rehearsal import check_outputs, check_search, rehearse

@@ -5,7 +5,6 @@ Each passes the gate of its numbers: in fp32 that of exactness, in reduced preci
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,21 +13,15 @@ from exporter.files.scratch import make_scratch
 from exporter.graph.export import export_onnx, read_metadata
 from exporter.graph.metadata import Origin
 from exporter.graph.options import GraphOptions
+from exporter.job.gate import Gate
+from exporter.job.guard import plan_scope
 from exporter.job.plan import Plan
 from exporter.job.rounding import choose_rounding
-from exporter.network.model import CircuitModel
-from exporter.network.scope import Scope
 from exporter.outputs.manifest import ExportInfo
 from exporter.outputs.shape import name_model
 from exporter.outputs.targets import choose_targets
 from exporter.outputs.targets.graph_files import list_graphs, place_graph
 from exporter.outputs.targets.target import GraphFile
-from exporter.verify.figures import Served
-
-Check = Callable[[Path, GraphOptions, Scope | None], Served]
-"""The gate for a file that was exported so, and how it answers. Raises ExactnessError."""
-Fit = Callable[[GraphOptions], Scope | None]
-"""The scope of a file's guard, None for a file without one: each precision has its own."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +32,11 @@ class Variants:
     notes: list[str]
 
 
-def build_variants(
-    plan: Plan, rewritten: CircuitModel, path: Path, options: GraphOptions, fit: Fit, check: Check
-) -> Variants:
+def build_variants(plan: Plan, path: Path, options: GraphOptions, gate: Gate) -> Variants:
     """Write the files that the job's targets want, other than the one at `path`, into its folder and folders there.
 
-    Raises ExactnessError as `check` does, but for a file that its target can do without.
+    They have a guard where it has one. Raises ExactnessError as `gate` does, but for a file that its target can do
+    without.
     """
     job, built = plan.job, Variants({}, [])
     targets = {} if job.bundle is None else choose_targets(job.targets)
@@ -53,7 +45,7 @@ def build_variants(
         if wanted == options:  # it is linked when the bundle is written
             continue
         try:
-            built.graphs[name] = _build(plan, rewritten, path, graph, wanted, fit, check)
+            built.graphs[name] = _build(plan, path, graph, wanted, gate)
         except ExactnessError as error:
             if not graph.optional:
                 raise
@@ -61,23 +53,17 @@ def build_variants(
     return built
 
 
-def _build(
-    plan: Plan,
-    rewritten: CircuitModel,
-    path: Path,
-    graph: GraphFile,
-    wanted: GraphOptions,
-    fit: Fit,
-    check: Check,
-) -> ExportInfo:
+def _build(plan: Plan, path: Path, graph: GraphFile, wanted: GraphOptions, gate: Gate) -> ExportInfo:
     """One file, checked before it gets its name."""
     origin = Origin.read(path)
-    wanted = choose_rounding(plan.model.dense, rewritten, wanted, plan.data.selection, origin.record.budget)
+    wanted = choose_rounding(plan.model.dense, gate.rewritten, wanted, plan.data.selection, origin.record.budget)
     metadata = read_metadata(path) | replace(origin, options=wanted).to_metadata()
-    scope = fit(wanted)
+    gate = replace(gate, scope=plan_scope(plan, gate.rewritten, wanted, rehearsed=not gate.shut))
     with make_scratch() as folder:
         draft = folder / path.name
-        export_onnx(rewritten, draft, wanted, metadata=metadata, scope=scope)
-        served = check(draft, wanted, scope)
+        export_onnx(gate.rewritten, draft, wanted, metadata=metadata, scope=gate.scope)
+        if wanted.precision == "fp32":
+            gate.prove(draft, wanted)
+        served = gate.serve(draft, wanted)
         place_graph(draft, path.parent / graph.name, weights=graph.weights_name)
     return ExportInfo.of(wanted, served, plan.data.template)

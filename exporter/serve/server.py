@@ -17,13 +17,32 @@ _BACKLOG = 1024
 _EXTRA_SECONDS = 1.0
 
 
-def serve_app(app: FastAPI, *, host: str, port: int, timeout: float, announce: Callable[[str], None]) -> None:
+def bind_address(host: str, port: int) -> socket.socket:
+    """A socket that is bound, and does not listen yet: clients are refused until a server takes it.
+
+    `port` 0 is one that is free. Raises InputError: there is no such address, or it is taken.
+    """
+    try:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(kind)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # of one that has just stopped
+            listener.bind(address)
+        except BaseException:
+            listener.close()
+            raise
+        return listener
+    except (OSError, UnicodeError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from error
+
+
+def serve_app(app: FastAPI, listener: socket.socket, *, timeout: float, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted and return; a second signal ends it at once.
 
-    `port` 0 is one that is free. `announce` is told of the URL when the server takes requests. `timeout`: seconds that
-    a request may take. Raises InputError: the address cannot be bound.
+    `announce` is told of the URL when the server takes requests. `timeout`: seconds that a request may take.
     """
-    with _bind(host, port) as listener:
+    with listener:
         server = _Server(_configure(app, timeout), lambda: announce(_name_url(listener)))
         server.run(sockets=[listener])
 
@@ -65,16 +84,6 @@ class _Server(uvicorn.Server):
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises InputError."""
-    try:
-        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=kind, backlog=_BACKLOG)
-    except (OSError, UnicodeError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot listen on {host}:{port}: {reason}; give another --host or --port") from error
 
 
 def _name_url(listener: socket.socket) -> str:

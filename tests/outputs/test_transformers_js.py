@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bundles import EVEN, Bundle, decode, make_bundle, to_text
+import torch
+from bundles import EVEN, Bundle, decode, make_bundle, make_dense, make_tokenizer, to_text
 from node import require_modules, run_pipelines
 from tiny import VARIANTS
+from transformers import AutoConfig, AutoTokenizer
 
 from exporter.errors import InputError
 from exporter.files.onnx_file import read_onnx
 from exporter.graph.metadata import Origin
 from exporter.graph.options import Form, GraphOptions
+from exporter.loading.sources.reading import write_frame
 from exporter.outputs.bundle import is_bundle
 from exporter.outputs.manifest import hash_file
 
@@ -59,6 +63,34 @@ def test_without_a_past_it_gives_one_token_for_prompts_of_several_lengths(form: 
     assert read_texts(exact["given"]) == read_texts(half["given"]) == expected
     assert default["dtype"] == "q8" and len(default["given"]) == 3
     assert "max_new_tokens: 1" in (bundle.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["plain", "masked"])
+def test_a_classifier_is_a_pipeline_of_texts_of_several_lengths(form: Form, tmp_path: Path) -> None:
+    graph = GraphOptions(form=form, logits="classes", answer_ids=(7, 3, 5), labels=("seven", "three", "five"))
+    bundle = make_one(tmp_path / "b", graph=graph)
+    call = {"folder": str(bundle.folder), "task": "text-classification", "dtype": "fp32", "options": {"top_k": 3}}
+    (found,) = run_pipelines([{**call, "texts": [to_text(prompt) for prompt in PROMPTS]}])
+    for row, prompt in zip(found["given"], PROMPTS, strict=True):
+        logits = bundle.rewritten.next_token_logits(torch.tensor([prompt]))[0, [7, 3, 5]]
+        expected = dict(zip(graph.labels, logits.softmax(-1).tolist(), strict=True))
+        assert {one["label"]: one["score"] for one in row} == pytest.approx(expected, abs=1e-5)
+    config = json.loads((bundle.folder / "config.json").read_text())
+    assert (config["model_type"], config["export_circuit"]["dense"]["model_type"]) == ("bert", "gpt2")
+    assert AutoConfig.from_pretrained(bundle.folder).id2label == dict(enumerate(graph.labels))
+
+
+def test_a_token_that_begins_every_text_begins_it_there_too(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "w5"})
+    write_frame(tokenizer.backend_tokenizer, [5])
+    bundle = make_one(tmp_path / "b", model=replace(make_dense(), tokenizer=tokenizer))
+    assert AutoTokenizer.from_pretrained(bundle.folder)("w3 w4")["input_ids"] == [5, 3, 4]
+    call = {"folder": str(bundle.folder), "task": "text-generation", "dtype": "fp32", "options": {"max_new_tokens": 3}}
+    (found,) = run_pipelines([{**call, "texts": [to_text(prompt) for prompt in PROMPTS]}])
+    for text, prompt in zip(read_texts(found["given"]), PROMPTS, strict=True):
+        shown = [token for token in [*prompt, *decode(bundle.rewritten, [5, *prompt], 3)] if token not in (0, 5)]
+        assert text == to_text(shown)
 
 
 def test_external_data_is_where_it_is_looked_for(tmp_path: Path) -> None:

@@ -73,9 +73,7 @@ def test_a_plain_graph_takes_prompts_of_one_length_in_a_call(engines: dict[str, 
     assert sizes == [3, 2, 1]
 
 
-def test_a_call_is_bounded_by_its_tokens_and_logits(
-    engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_is_bounded(engines: dict[str, Engine], monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr("exporter.serve.engine.MOST_TOKENS", 48)
     ask(engines["masked"], [[Query((1,) * n)] for n in (12, 12, 12, 12, 12)], sizes)

@@ -35,9 +35,8 @@ def dense(save_gpt2: Callable[..., Path]) -> LanguageModel:
 def folder(dense: LanguageModel, tmp_path: Path) -> Path:
     graph = GraphOptions(form="plain", logits="answers", answer_ids=ANSWERS, vocabulary=KNOWN)
     model = replace(dense, tokenizer=make_tokenizer())
-    return make_bundle(
-        tmp_path / "bundle", model=model, form="plain", graph=graph, heads=[Head(0, 1)], mlps=(1,)
-    ).folder
+    circuit = {"heads": [Head(0, 1)], "mlps": (1,)}
+    return make_bundle(tmp_path / "bundle", model=model, form="plain", graph=graph, **circuit).folder
 
 
 @pytest.fixture

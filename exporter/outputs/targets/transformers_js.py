@@ -7,9 +7,12 @@ a model type that it knows for classifiers, which are encoders all: it is called
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from exporter.files.names import CONFIG, PAGE
+from exporter.files.names import CONFIG, PAGE, TOKENIZER
+from exporter.loading.sources.tokenizer_files import SETTINGS
 from exporter.outputs.shape import BundleShape
 from exporter.outputs.targets.optimum import make_config
 from exporter.outputs.targets.page import render_page
@@ -35,6 +38,7 @@ def write_transformers_js(shape: BundleShape) -> Contents:
     return {
         CONFIG: config | {"transformers.js_config": make_settings(shape, graphs)},
         PAGE: render_page(shape, QUANTIZED if QUANTIZED in graphs else FULL),
+        **_keep_first_token(shape.path.parent),
     }
 
 
@@ -45,6 +49,14 @@ def make_settings(shape: BundleShape, graphs: list[str]) -> dict[str, Any]:
     beside = [name for name in graphs if (shape.path.parent / _WEIGHTS.format(name=name)).exists()]
     settings["use_external_data_format"] = {name.split("/")[-1]: 1 for name in beside} or False
     return settings
+
+
+def _keep_first_token(folder: Path) -> Contents:
+    """The tokenizer's settings, where it begins a text with a token: its text generation leaves that out else."""
+    single = (json.loads((folder / TOKENIZER).read_text(encoding="utf-8"))["post_processor"] or {}).get("single")
+    if not single or "SpecialToken" not in single[0]:
+        return {}
+    return {SETTINGS: json.loads((folder / SETTINGS).read_text(encoding="utf-8")) | {"add_bos_token": True}}
 
 
 def refuse_transformers_js(shape: BundleShape) -> str | None:

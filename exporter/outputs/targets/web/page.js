@@ -77,7 +77,13 @@ async function goOn(model, prompt, first, outputs) {
 }
 
 const name = (model, index) => about.labels[index] ?? model.tokenizer.decode([index]);
-const write = (share) => `${(100 * share).toFixed(1)} %`;
+
+// A share in percent; what is neither 0 nor 1 is not rounded to them.
+function write(share) {
+  const percent = 100 * share;
+  if (percent > 0 && percent < 0.05) return "< 0.1 %";
+  return percent >= 99.95 && percent < 100 ? "> 99.9 %" : `${percent.toFixed(1)} %`;
+}
 
 async function answer(model) {
   const start = performance.now();
