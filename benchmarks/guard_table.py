@@ -95,7 +95,8 @@ def render_table(rows: list[dict[str, Any]]) -> str:
         alarms = f"{guard['test']['refused']:.1%} [{low_high[0]:.1%}, {low_high[1]:.1%}]"
         unseen = ", ".join(f"{name} {found['refused']:.0%}" for name, found in guard["unseen"].items())
         others = ", ".join(f"{n} {found['refused']:.0%}, {found['auroc']:.3f}" for n, found in guard["others"].items())
-        time = f"{1e3 * row['latency']['circuit']:.3f} ms, {1 / row['latency']['speedup'] - 1:+.0%}"
+        timed = row["latency"]  # None: the machine was not quiet, and what it measured is no result
+        time = "not measured" if timed is None else f"{1e3 * timed['circuit']:.3f} ms, {1 / timed['speedup'] - 1:+.0%}"
         lines.append(f"| {row['task']} | {row['precision']} | {alarms} | {unseen} | {others} | {time} |")
     return "\n".join(lines)
 
