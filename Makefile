@@ -8,18 +8,21 @@ PYTEST_ARGS ?=
 BENCH_ARGS ?=
 EAP_IG ?=
 MIB ?=
+FUZZ_ARGS ?=
 SWEEP_TASKS ?= acronym greater-than ioi
 SMALL_ARGS ?= acronym greater-than ioi
 COMPARE_MODEL ?= bundled
 COMPARE_ARGS ?= acronym greater-than ioi
 CONTROLS ?= shuffled seeds
+PUBLIC ?=
+PUBLIC_ARGS ?=
 
 SOURCES := pyproject.toml
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results controls search-results gradual-cost search-profile serve-load wheel-test clean check-python
+.PHONY: help demo test test-all test-optimum test-exchange lint format docs bench bench-smoke bench-optimum bench-results alphas paper-sweep results small-results compare-results public controls search-results gradual-cost search-profile serve-load wheel-test clean check-python test-oldest fuzz node-modules runtimes
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -43,6 +46,10 @@ check-python:
 	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,bench]'
 	@touch $@
 
+.venv/.installed-runtimes: .venv/.installed-test
+	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,genai,test,browser,runtimes]'
+	@touch $@
+
 .venv/.installed-docs: .venv/.installed
 	.venv/bin/python $(PIP_INSTALL) -c constraints.txt -e '.[cpu,docs]'
 	@touch $@
@@ -56,6 +63,11 @@ check-python:
 	$(PYTHON) -m venv .venv-exchange
 	.venv-exchange/bin/python $(PIP_INSTALL) -c constraints-exchange.txt torch transformer-lens datasets matplotlib tabulate
 	.venv-exchange/bin/python $(PIP_INSTALL) -c constraints-exchange.txt --no-deps circuitkit
+	@touch $@
+
+.venv-oldest/.installed: | check-python
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP_INSTALL) onnxruntime==1.18.1 'numpy<2'
 	@touch $@
 
 demo: .venv/.installed  ## Set up, run the main job on one task, print its result (TASK=, MODEL=)
@@ -75,6 +87,17 @@ test-optimum: .venv-optimum/.installed  ## The tests by default with Optimum's v
 test-exchange: .venv/.installed-test .venv-exchange/.installed  ## Others' readers on our graph files (EAP_IG=folder MIB=folder)
 	EXPORT_CIRCUIT_EXCHANGE_PYTHON=.venv-exchange/bin/python EXPORT_CIRCUIT_EXCHANGE_EAP_IG=$(EAP_IG) \
 	  EXPORT_CIRCUIT_EXCHANGE_MIB=$(MIB) .venv/bin/python -m pytest tests/exchange $(PYTEST_ARGS)
+
+test-oldest: .venv/.installed-test .venv-oldest/.installed  ## The files in the oldest ONNX Runtime that reads them, 1.18
+	EXPORT_CIRCUIT_OLDEST_PYTHON=.venv-oldest/bin/python .venv/bin/python -m pytest tests/graph/test_oldest_runtime.py $(PYTEST_ARGS)
+
+fuzz: .venv/.installed  ## Throw 10,000 inputs at exported graphs: no crash, no wrong answer (FUZZ_ARGS=)
+	.venv/bin/python benchmarks/fuzz_graphs.py $(FUZZ_ARGS)
+# For tests of what is exported for JavaScript; the packages' own install scripts would fetch GPU libraries.
+node-modules: tests/js/node_modules/.package-lock.json  ## The JavaScript runtimes that the tests use, where npm is
+
+tests/js/node_modules/.package-lock.json: tests/js/package-lock.json
+	cd tests/js && npm ci --ignore-scripts --no-audit --no-fund
 
 lint: .venv/.installed-test  ## ruff and mypy --strict
 	.venv/bin/ruff check .
@@ -119,8 +142,16 @@ small-results: .venv/.installed  ## Run the gradual search and write the table o
 compare-results: .venv/.installed-bench  ## Compare circuits with what one would do instead, into docs/compare (COMPARE_ARGS=, COMPARE_MODEL=)
 	.venv/bin/python benchmarks/compare_results.py --model $(COMPARE_MODEL) $(COMPARE_ARGS)
 
+public: .venv/.installed-bench  ## Run the default job and baselines on a folder of public task files: docs/compare.md (PUBLIC=folder, PUBLIC_ARGS="--lines 500")
+	@test -n "$(PUBLIC)" || { echo "make: say where the task files are: make public PUBLIC=folder" >&2; exit 1; }
+	.venv/bin/python benchmarks/public_results.py $(PUBLIC_ARGS) "$(PUBLIC)"
+
 controls: .venv/.installed  ## Is a budget kept on 20 seeds, and do shuffled answers end at chance: docs/evidence.md (CONTROLS=, an hour)
 	for which in $(CONTROLS); do .venv/bin/python benchmarks/controls.py $$which --model $(MODEL) || exit 1; done
+
+# The C program needs onnxruntime_c_api.h, which the wheel does not ship: EXPORT_CIRCUIT_ORT_INCLUDE names its folder.
+runtimes: .venv/.installed-runtimes .venv-optimum/.installed  ## Run every form of a file in every runtime that is here, write docs/runtimes.md
+	.venv/bin/python benchmarks/runtimes.py
 
 search-results: .venv/.installed  ## Measure searches anew, and the cost model against them (ten minutes)
 	.venv/bin/python benchmarks/search_results.py
@@ -148,5 +179,5 @@ wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone
 	rm -rf build
 
 clean:  ## Remove environments, caches and outputs
-	rm -rf .venv .venv-optimum .venv-exchange build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-optimum .venv-exchange .venv-oldest build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

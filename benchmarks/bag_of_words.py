@@ -1,46 +1,32 @@
 """What a bag of words gets on task files: `python benchmarks/bag_of_words.py FILE ...`.
 
-TF-IDF of words and pairs of words with logistic regression (scikit-learn), learnt on the labelled patching and
-selection lines; C, and whether pairs are used, by cross-validation on them. A class is what is right: the answer, or
-all answers of the line. A task that this does as well as a language model needs none. It takes the extra `compare`.
+TF-IDF with logistic regression, learnt on the labelled patching and selection lines, tuned as `export-circuit compare`
+tunes it (`exporter.evidence.bag_of_words`). A task that this does as well as a language model needs none. It takes the
+extra `compare`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import Pipeline
-
+from exporter.evidence.bag_of_words import fit_text, list_choices, mark_right, read_texts
 from exporter.loading.load import load_model
-from exporter.tasks import FILE_SIZES, Example, read_task_file
-
-GRID = {"words__ngram_range": [(1, 1), (1, 2)], "regression__C": [0.1, 1.0, 10.0, 100.0]}
-FOLDS = 5
+from exporter.metrics.statistics import Accuracy
+from exporter.tasks import FILE_SIZES, read_task_file
 
 
 def measure_bag_of_words(path: str | Path, *, seed: int = 0) -> dict[str, float]:
     """Accuracy on the test set and on every unseen set, by the set's name."""
     tokenizer = load_model("bundled").tokenizer  # the sets of a file are the same for every tokenizer
-    sets = read_task_file(path, tokenizer, seed=seed, sizes=FILE_SIZES).examples
-    learnt = [example for name in ("patching", "selection") for example in sets[name] if example.is_labelled]
-    steps = [("words", TfidfVectorizer()), ("regression", LogisticRegression(max_iter=1000))]
-    search = GridSearchCV(Pipeline(steps), GRID, cv=FOLDS)
-    search.fit(*_split(learnt))
-    return {
-        name: float(search.score(*_split(examples)))
-        for name, examples in sets.items()
-        if name not in ("patching", "selection")
-    }
-
-
-def _split(examples: Sequence[Example]) -> tuple[list[str], list[str]]:
-    """Prompts, and the right answers of each as one class."""
-    return [str(example.record.prompt) for example in examples], ["|".join(e.record.answers) for e in examples]
+    data = read_task_file(path, tokenizer, seed=seed, sizes=FILE_SIZES).data
+    learnt = [part.take_labelled() for part in (data.patching, data.selection) if part.is_labelled.any()]
+    text = fit_text(learnt, tokenizer, "logistic")
+    found = {}
+    for name, prompts in {"test": data.test, **data.ood}.items():
+        answers = text.answer(read_texts(prompts, tokenizer), list_choices(prompts))
+        found[name] = Accuracy.of_values(mark_right(prompts, answers)).accuracy
+    return found
 
 
 def main() -> None:

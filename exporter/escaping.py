@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import unicodedata
 
 # control, format (direction marks, invisible ones), half of a pair, line and paragraph separators
@@ -44,6 +45,20 @@ def quote_code(text: object) -> str:
     fence = "`" * (longest + 1)
     space = " " if not shown or "`" in (shown[0], shown[-1]) or shown != shown.strip() else ""
     return f"{fence}{space}{shown}{space}{fence}"
+
+
+def quote_shell(text: object) -> str:
+    r"""The text as one word of a bash or zsh command, on one line: with a line break or the like as `$'a\nb'`."""
+    text = str(text)
+    if escape_controls(text, keep="\t") == text:
+        return shlex.quote(text)
+
+    def show(c: str) -> str:
+        if c in "\\'":
+            return f"\\{c}"
+        return c if escape_controls(c) == c else f"\\u{ord(c):04x}" if "\x80" <= c <= "\xff" else escape_controls(c)
+
+    return f"$'{''.join(map(show, text))}'"
 
 
 def quote_yaml(text: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
 from exporter.outputs.bundle import write_bundle
 from exporter.outputs.manifest import ExportInfo, Manifest
+from exporter.outputs.targets import choose_targets
+from exporter.outputs.targets.graph_files import list_graphs, place_graph
 from exporter.rewrite.surgery import rewrite_model
 
 UNEVEN = (Head(0, 1), Head(2, 0), Head(2, 1), Head(2, 3))  # one head, none, three
@@ -76,21 +79,34 @@ def make_bundle(
     positions: int = 24,
     model: LanguageModel | None = None,
     graph: GraphOptions | None = None,
+    targets: Sequence[str] = (),
+    strict: bool = True,
     **options: object,
 ) -> Bundle:
+    """`targets` are named for the bundle; the graphs that they want are exported without the gates of a job."""
     model = make_dense(family, positions=positions) if model is None else model
     circuit = Circuit(heads=tuple(heads), **({"mlps": (1, 2), "ablation": Ablation(by="global")} | options))
     rewritten = rewrite_model(model, circuit, make_prompts(8, 6))
     info = ModelInfo(name=model.name, revision=None, sha256=model.sha256, family=model.family, n_layers=3, n_heads=4)
-    origin = Origin(task=TaskInfo(name="acronym", parameters={}, sha256=""), model=info, circuit=circuit)
     folder.mkdir(exist_ok=True)
     graph = graph or GraphOptions(form=form, logits="last")
+    origin = Origin(TaskInfo(name="acronym", parameters={}, sha256=""), info, circuit, options=graph)
     description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=origin.to_metadata())
     known = Manifest.model_validate(DATA)
     export = ExportInfo.of(graph, known.export.served)
-    changes = {"onnx": description, "circuit": circuit.to_json(), "model": info, "export": export}
+    graphs = {}
+    for name, wanted in list_graphs(choose_targets(targets).values(), "acronym").items():
+        if (adapted := wanted.adapt(graph)) != graph:
+            (folder / "draft").mkdir()
+            told = replace(origin, options=adapted).to_metadata()
+            export_onnx(rewritten, folder / "draft" / "model.onnx", adapted, metadata=told)
+            place_graph(folder / "draft" / "model.onnx", folder / name, weights=wanted.weights_name)
+            shutil.rmtree(folder / "draft")
+            graphs[name] = ExportInfo.of(adapted, known.export.served)
+    changes = {"onnx": description, "circuit": circuit.to_json(), "model": info, "export": export, "graphs": graphs}
     manifest = known.model_copy(update=changes)
-    return Bundle(folder, rewritten, write_bundle(folder, manifest, model, example="w3 w1 w4"))
+    written = write_bundle(folder, manifest, model, example="w3 w1 w4", targets=targets, strict=strict)
+    return Bundle(folder, rewritten, written)
 
 
 def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

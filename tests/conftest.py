@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 # Before any import of the hub client, which reads these once.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="export-circuit-tests-")
@@ -66,6 +67,20 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     made = Nursery(tmp_path_factory.mktemp("nursery"))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium without a window, where it and playwright are."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`: playwright is not installed")
+    names = (os.environ.get("EXPORT_CIRCUIT_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    chromium = next(filter(None, map(shutil.which, filter(None, names))), None)
+    if chromium is None:
+        pytest.skip("no Chromium on the path; apt-get install chromium, or set EXPORT_CIRCUIT_CHROMIUM")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")

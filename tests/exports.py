@@ -58,7 +58,8 @@ def expect(case: Case, options: GraphOptions) -> torch.Tensor:
         case.model, hook_surgery(case.model, circuit, case.patching), prompts.input_ids, prompts.mask
     )
     logits = logits if options.logits == "all" else logits[:, -1:]
-    return logits[:, :, list(options.answer_ids)] if options.answer_ids else logits
+    logits = logits[:, :, list(options.answer_ids)] if options.answer_ids else logits
+    return logits[:, 0] if options.logits == "classes" else logits
 
 
 @st.composite
@@ -71,8 +72,9 @@ def reduced_cases(draw: st.DrawFn, family: str) -> tuple[Case, GraphOptions]:
     elif draw(st.booleans()):
         form = "past"
     circuit = realign(case.circuit, "left") if form == "past" else case.circuit
-    logits = draw(st.sampled_from(["all", "last", "answers"]))
-    answers = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, unique=True)) if logits == "answers" else ()
+    logits = draw(st.sampled_from(["all", "last", "answers", *([] if form == "past" else ["classes"])]))
+    n_least = {"answers": 1, "classes": 2}.get(logits, 0)
+    answers = draw(st.lists(st.integers(0, VOCAB - 1), min_size=n_least, unique=True)) if n_least else ()
     if form == "plain" and draw(st.booleans()):
         length = prompts.length
     vocabulary = None
@@ -86,6 +88,7 @@ def reduced_cases(draw: st.DrawFn, family: str) -> tuple[Case, GraphOptions]:
         form=form,
         logits=logits,
         answer_ids=tuple(answers),
+        labels=tuple(f"w{token}" for token in answers) if logits == "classes" else (),
         vocabulary=vocabulary,
         length=length,
         opening=opening,

@@ -23,9 +23,10 @@ EXPORT: dict[str, Any] = {
     "weight_type": "fp32",
     "batch_dependent": False,
     "in_fp32": [],
+    "processors": None,
     "served": {
         "n": 4, "accuracy": ACCURACY, "circuit_accuracy": 0.5, "agreement": 1.0, "largest_difference": 1e-6,
-        "same_verdict": 1.0, "kl": 1e-9,
+        "same_verdict": 1.0, "kl": 1e-9, "mates": None,
     },
 }  # fmt: skip
 DATA: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from manifests import DATA
 
-from exporter.evidence.showing import SCALE
+from exporter.evidence.shown import SCALE
 
 LAYERS, HEADS, UNITS = 30, 9, 1536
 HOSTILE = '<img src=x onerror="document.title=1">&amp;\x1b[31m\u202e</script><script>document.title=2</script>\u2028'

@@ -329,7 +329,8 @@ BAD_JOBS: list[tuple[dict[str, Any], str]] = [
     ({"vocab": "some"}, "--vocab is 'some'; choose from full, task"),
     ({"target": "x"}, "--target is 'x'"),
     ({"precision": "int4"}, "--precision is 'int4'"),
-    ({"scales": ""}, "--scales is ''"),
+    ({"scales": "x"}, "--int8-scales is 'x'"),
+    ({"weights": "int4"}, "--weights is 'int4'; choose from uint8, int7, int8"),
     ({"external_data": "no"}, "external_data must be bool"),
 ]
 

@@ -83,8 +83,8 @@ class BoundRunner(OnnxRunner):
         for name, array in self.feeds(ids).items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))
         logits = next(value for value in self.session.get_outputs() if value.name == "logits")
-        free = {"batch": len(ids)}
-        shape = [dim if isinstance(dim, int) else free.get(dim, ids.shape[1]) for dim in logits.shape]
+        free = (*ids.shape, None)  # files of all exporters have logits of (batch, pos or 1, vocab)
+        shape = [dim if isinstance(dim, int) else size for dim, size in zip(logits.shape, free, strict=True)]
         out = ort.OrtValue.ortvalue_from_shape_and_type(shape, _TYPES[logits.type], self.device, 0)
         binding.bind_ortvalue_output("logits", out)
 

@@ -17,7 +17,8 @@ import onnx
 import torch
 
 from exporter.errors import ExactnessError
-from exporter.graph.export import describe_onnx, export_onnx
+from exporter.graph.description import describe_onnx
+from exporter.graph.export import export_onnx
 from exporter.graph.options import GraphOptions
 from exporter.runtime.session import PROVIDERS, has_provider, open_session
 from exporter.verify.precision import evaluate_file, require_precision

@@ -122,7 +122,8 @@ class BoundModel:
 
     def _check_answers(self, outputs: Arrays, answers: np.ndarray[Any, Any]) -> None:
         """Raise ExactnessError where a prompt gets another answer than the file says."""
-        given = outputs["logits"][:, -1].argmax(-1)  # (batch,), of the answers' or all tokens' logits
+        logits = outputs["logits"]  # (batch, pos or 1, vocab or answer), of a classifier (batch, class)
+        given = (logits if logits.ndim == 2 else logits[:, -1]).argmax(-1)  # (batch,)
         ids = outputs.get("answer_token_ids")
         if ids is None and self._answers_only:
             ids = np.array(json.loads(self.metadata[ANSWER_IDS_KEY]))

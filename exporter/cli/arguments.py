@@ -6,6 +6,7 @@ Whether a file exists and can be read is not checked here: whoever opens it rais
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,16 @@ def take_path(help: str, *, panel: str | None = None) -> Any:
 def take_name(help: str, *, panel: str | None = None) -> Any:
     """An option that is a name."""
     return typer.Option(help=help, parser=read_name, metavar="NAME", rich_help_panel=panel)
+
+
+def take_names(name: str, help: str, *, panel: str | None = None) -> Any:
+    """An option, called `name`, of names; it may be repeated."""
+    return typer.Option(name, help=help, metavar="NAME", rich_help_panel=panel)
+
+
+def read_names(texts: Sequence[str] | None) -> tuple[str, ...]:
+    """The names of a repeated option, each of whose values may have several with commas between them."""
+    return tuple(name.strip() for text in texts or () for name in text.split(","))
 
 
 def take_value(help: str, *, panel: str | None = None, least: int | None = None, metavar: str | None = None) -> Any:

@@ -11,7 +11,7 @@ from exporter.escaping import escape_controls
 
 if TYPE_CHECKING:
     from exporter.evidence.controls import Controls, Figures
-    from exporter.evidence.evaluate import Evaluation
+    from exporter.evidence.figures import Evaluation
     from exporter.metrics.statistics import Accuracy
 
 

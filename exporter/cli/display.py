@@ -33,12 +33,15 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
     table.add_row("held-out accuracy", _accuracy(test.dense), _accuracy(test.circuit), f"n = {test.n}")
     for name, unseen in manifest.ood.items():
         table.add_row(f"  unseen {name}", _accuracy(unseen.dense), _accuracy(unseen.circuit), f"n = {unseen.n}")
-    if manifest.export.precision != "fp32" or manifest.export.logits == "answers":
+    if manifest.export.precision != "fp32" or manifest.export.answer_ids:
         served = manifest.export.served
         kept = "".join(f", {part} in fp32" for part in manifest.export.in_fp32)
         name = f"  the file: {manifest.export.precision}{kept}, {manifest.export.logits}"
         table.add_row(name, "", _accuracy(served.accuracy), f"as in fp32 on {served.agreement:.1%}")
     table.add_row("KL(dense || circuit)", "", f"{test.kl:.3f}", f"top-1 agreement {test.agreement:.1%}")
+    if manifest.guard is not None:
+        told = manifest.guard.test
+        table.add_row("false alarms of the guard", "", _share(told.refused, told.ci95), f"n = {told.n}")
     heads, mlps = model.n_layers * model.n_heads, model.n_layers
     table.add_row("heads", str(heads), str(len(circuit.heads)), f"{len(circuit.heads) / heads - 1:+.1%}")
     table.add_row("MLPs", str(mlps), str(len(circuit.mlps)), f"{len(circuit.mlps) / mlps - 1:+.1%}")
@@ -68,14 +71,19 @@ def render_result(manifest: Manifest, *, seconds: float) -> RenderableType:
 def _describe_result(manifest: Manifest, seconds: float) -> list[str]:
     """What stands below the table, a sentence a line."""
     from exporter.evidence.sentences import describe_sets
+    from exporter.graph.int8 import EVERYWHERE
+    from exporter.verify.figures import describe_mates
 
     exact, record = manifest.exactness, manifest.get_record()
+    export = manifest.export
     lines = (
         f"search: {record.search}" if record.metric != "kl" else None,
         f"weights: {record.weights}",
         *map(escape_controls, describe_sets(manifest.test, manifest.ood)),
         f"exact on {exact.prompts} prompts: hooked = rewritten to {exact.hooked_vs_rewritten:.1e}, "
         f"rewritten = ONNX to {exact.rewritten_vs_onnx:.1e} (largest difference of logits)",
+        None if export.served.mates is None else f"int8: {describe_mates(export.served.mates)}",
+        None if export.processors in (None, EVERYWHERE) else f"int8: sums are exact on {export.processors} only",
         f"latency: medians in ONNX Runtime on {manifest.latency[0].threads} CPU threads; "
         f"the whole job took {seconds:.0f} s",
     )
@@ -265,8 +273,11 @@ def render_bench(report: BenchReport) -> RenderableType:
 
 
 def _accuracy(measured: Accuracy) -> str:
-    low, high = measured.ci95
-    return f"{measured.accuracy:.1%} [{low:.1%}, {high:.1%}]"
+    return _share(measured.accuracy, measured.ci95)
+
+
+def _share(share: float, ci95: tuple[float, float]) -> str:
+    return f"{share:.1%} [{ci95[0]:.1%}, {ci95[1]:.1%}]"
 
 
 def _megabytes(n_bytes: int) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 
 from exporter.cli import options as opts
-from exporter.cli.arguments import read_gibibytes
+from exporter.cli.arguments import read_gibibytes, read_names
 from exporter.cli.screen import make_errors, make_screen
 from exporter.errors import UsageError
 
@@ -64,13 +64,16 @@ class ExportOptions:
     mlps: opts.Mlps = True
 
     # the exported file
+    for_: opts.For = None
     report: opts.Report = False
     with_past: opts.WithPast = False
     logits: opts.Logits = "last"
     vocab: opts.Vocab = "full"
-    int8_scales: opts.Int8Scales = "tensor"
+    int8_scales: opts.Int8Scales = None
+    int8_weights: opts.Int8Weights = "uint8"
     target: opts.Target = "portable"
     external_data: opts.ExternalData = False
+    guard: opts.Guard = False
 
     # running
     memory_limit: opts.MemoryLimit = None
@@ -113,13 +116,16 @@ class ExportOptions:
             resume=self.resume,
             force=self.force,
             bundle=self.bundle,
+            targets=read_names(self.for_),
             with_past=self.with_past,
             logits=self.logits,
             vocab=self.vocab,
             target=self.target,
             precision=self.precision,
             scales=self.int8_scales,
+            weights=self.int8_weights,
             external_data=self.external_data,
+            guard=self.guard,
             report=self.report,
         )
 

@@ -10,7 +10,7 @@ from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import InputError
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
-from exporter.graph.export import OnnxDescription, describe_graph
+from exporter.graph.description import OnnxDescription, describe_graph
 from exporter.graph.metadata import ModelInfo, Origin, TaskInfo
 from exporter.outputs.manifest import FileInfo, Manifest
 

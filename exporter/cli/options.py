@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from exporter.cli.arguments import take_file, take_flag, take_name, take_path, take_value
+from exporter.cli.arguments import take_file, take_flag, take_name, take_names, take_path, take_value
 
 TASK_PANEL, CIRCUIT_PANEL, FILE_PANEL, RUNNING_PANEL = "Task and model", "Circuit", "Exported file", "Running"
 
@@ -33,6 +33,13 @@ Model = Annotated[
 ]
 Out = Annotated[Path | None, take_path("The ONNX file to write; its manifest goes beside it.")]
 Bundle = Annotated[Path | None, take_path("A folder to write: model, tokenizer, configuration, card and run.py.")]
+For = Annotated[
+    list[str] | None,
+    take_names(
+        "--for",
+        "What the bundle is for: onnxruntime, optimum, genai, ...; several may be given. Default: what fits of these.",
+    ),
+]
 Alpha = Annotated[
     float | None,
     take_value("KL threshold per step, in nats. Default: the task's own.", panel=CIRCUIT_PANEL, metavar="NATS"),
@@ -155,9 +162,11 @@ WithPast = Annotated[
     take_flag("--with-past", "Keep keys and values between calls, for generating token by token.", panel=FILE_PANEL),
 ]
 Logits = Annotated[
-    Literal["all", "last", "answers"],
+    Literal["all", "last", "answers", "classes"],
     take_value(
-        "Give logits at all positions, at the last one, or there for the task's answers alone.", panel=FILE_PANEL
+        "Give logits at all positions, at the last one, or there for the task's answers alone, "
+        "as a language model or as a classifier.",
+        panel=FILE_PANEL,
     ),
 ]
 Vocab = Annotated[
@@ -167,9 +176,16 @@ Vocab = Annotated[
     ),
 ]
 Int8Scales = Annotated[
-    Literal["tensor", "token"],
+    Literal["tensor", "token"] | None,
     take_value(
         "In int8: a scale for the whole batch, or for each token, so that prompts do not meet.", panel=FILE_PANEL
+    ),
+]
+Int8Weights = Annotated[
+    Literal["uint8", "int7", "int8"],
+    take_value(
+        "In int8: how weights are stored; uint8 and int7 are exact everywhere, int8 with VNNI or on ARM.",
+        panel=FILE_PANEL,
     ),
 ]
 Target = Annotated[
@@ -179,6 +195,11 @@ Target = Annotated[
 ExternalData = Annotated[
     bool,
     take_flag("--external-data", "Write the weights into a file of their own, to be memory-mapped.", panel=FILE_PANEL),
+]
+
+Guard = Annotated[
+    bool,
+    take_flag("--guard", "Have the file say when a prompt is not of its task (output in_scope).", panel=FILE_PANEL),
 ]
 
 # The main command: running
@@ -225,7 +246,11 @@ ForceData = Annotated[bool, take_flag("--force", "Overwrite an existing file.")]
 
 # run
 DecodablePath = Annotated[Path, take_file("A bundle folder, or an ONNX file that export-circuit wrote.")]
-Prompt = Annotated[str, typer.Argument(help="The text to go on from.")]
+Prompt = Annotated[str | None, typer.Argument(help="The text to go on from.")]
+PromptText = Annotated[
+    str | None,
+    take_value("A user's text in place of the prompt, such as a review: the task's template is put around it."),
+]
 MaxNewTokens = Annotated[int, take_value("Tokens to generate, at most.", least=1, metavar="N")]
 TextAsJson = Annotated[bool, take_flag("--json", "Print JSON: text, token ids, seconds for each.")]
 

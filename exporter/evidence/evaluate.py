@@ -6,13 +6,13 @@ This measures *faithfulness*; `exporter.verify` checks that the implementations 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from exporter.checks import require_type
 from exporter.errors import InputError
+from exporter.evidence.figures import CalibrationError, Evaluation
 from exporter.metrics import Answers, measure
 from exporter.metrics.calibration import find_ece
 from exporter.metrics.statistics import Accuracy, Paired, weighted_mean
@@ -22,34 +22,6 @@ from exporter.tasks.dataset import Dataset
 AnswerLogits = Callable[[Tensor, Tensor | None, int], Tensor]
 """(prompt, pos) int64 token ids, their (prompt, pos) bool mask or None, and S, to logits at the last S positions,
 (prompt, S, vocab). `CircuitModel.answer_logits` is one."""
-
-
-@dataclass(frozen=True)
-class CalibrationError:
-    """The expected calibration error of both models, 0 to 1 (`exporter.metrics.calibration.find_ece`)."""
-
-    dense: float
-    circuit: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Dense model and circuit on the same n prompts.
-
-    kl: KL(dense || circuit) in nats over the whole vocabulary, its mean over all answer positions. agreement: the share
-    of prompts on which both predict the same tokens. metrics: by name, the mean over prompts of every metric in
-    `METRICS`; those named `reference_...` are the dense model's. ece and paired are None in earlier manifests, which
-    lack them.
-    """
-
-    n: int
-    dense: Accuracy
-    circuit: Accuracy
-    kl: float
-    agreement: float
-    metrics: dict[str, float] = field(default_factory=dict)
-    ece: CalibrationError | None = None
-    paired: Paired | None = None
 
 
 @torch.inference_mode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.metrics.statistics import describe_pairing
 
 

@@ -112,7 +112,7 @@ class _Location:
 def _check_weights(path: Path, proto: onnx.ModelProto) -> list[Path]:
     """The files that hold weights, sorted; raises InputError for one that cannot be, is missing or too short."""
     ends: dict[str, int] = {}
-    for tensor in _iterate_tensors(proto):
+    for tensor in iterate_tensors(proto):
         if is_external(tensor):
             try:
                 location = _Location.of(tensor)
@@ -136,7 +136,7 @@ def _check_weights(path: Path, proto: onnx.ModelProto) -> list[Path]:
     return [path.with_name(name) for name in sorted(ends)]
 
 
-def _iterate_tensors(message: Any) -> Iterator[TensorProto]:
+def iterate_tensors(message: Any) -> Iterator[TensorProto]:
     """Every tensor in a message, wherever it stands: in sub-graphs, attributes and functions, too."""
     for description, value in message.ListFields():
         if description.message_type is None:
@@ -146,4 +146,4 @@ def _iterate_tensors(message: Any) -> Iterator[TensorProto]:
             if isinstance(part, TensorProto):
                 yield part
             elif hasattr(part, "ListFields"):
-                yield from _iterate_tensors(part)
+                yield from iterate_tensors(part)

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -18,25 +17,17 @@ from exporter.errors import InputError
 from exporter.files import weights_name
 from exporter.files.onnx_file import read_onnx
 from exporter.graph.author import GraphAuthor
-from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.graph.description import OnnxDescription, describe_onnx
+from exporter.graph.int8 import STORED
+from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import GraphOptions
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope
 from exporter.rewrite.folds import fold_model
 
 IR_VERSION = 10
 PRODUCER = "export-circuit"
 _MAX_BYTES = 2**31 - 2**20  # of weights: protobuf's limit is 2 GiB, less 1 MiB for the graph
-
-
-@dataclass(frozen=True)
-class OnnxDescription:
-    """Summary of an ONNX file for the manifest. Shapes by name; a free dimension is its name, such as `batch`."""
-
-    opset: int
-    ir_version: int
-    inputs: dict[str, list[str | int]]
-    outputs: dict[str, list[str | int]]
-    nodes: int
 
 
 def export_onnx(
@@ -45,19 +36,22 @@ def export_onnx(
     options: GraphOptions = GraphOptions(),  # noqa: B008  # frozen
     *,
     metadata: Mapping[str, str] | None = None,
+    scope: Scope | None = None,
 ) -> OnnxDescription:
-    """Write `model` to `path`: token ids in; logits (batch, pos, vocab) out, or (batch, 1, vocab or answer).
+    """Write `model` to `path`: token ids in; logits out, in the shape that `GraphOptions` says.
 
     Inputs: input_ids (batch, pos) int64; except in the form "plain", attention_mask (batch, total) int64, 0 at padding
     on the left; in "past", also keys and values of earlier calls (see `exporter.graph.author`). Batch is free; pos is
     free unless the form is "plain" and a length is given. The model is folded first (no change to what `rewrite_model`
-    returns). `metadata` is added to the file's metadata_props. Raises InputError: arguments of a wrong type, options
-    that do not fit the model, a path that cannot be written, weights above 2 GB without external_data, or the form
-    "past" for a model whose constants count positions from the last token.
+    returns). `metadata` is added to the file's metadata_props; `scope` is what options.guard computes
+    (`fit_scope`). Raises InputError: arguments of a wrong type, options that do not fit the model, a path that cannot
+    be written, weights above 2 GB without external_data, or the form "past" for a model whose constants count positions
+    from the last token.
     """
     require_type("model", model, CircuitModel)
     require_type("options", options, GraphOptions)
     require_type("path", path, str, Path)
+    require_type("scope", scope, Scope, type(None))
     if not Path(path).absolute().parent.is_dir() or Path(path).is_dir():
         raise InputError(f"cannot write {str(path)!r}: give the name of a file in a folder that is there")
     for key, value in (metadata or {}).items():
@@ -68,12 +62,9 @@ def export_onnx(
     model = fold_model(model)
     if not options.external_data:
         require_one_file(count_bytes(model))
-    _require_fit(model, options)
-    graph = GraphAuthor(model, options).author()
-    known = [n for n in (model.max_length, model.length, options.length) if n is not None]
-    props = {**(metadata or {}), MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
-    if options.logits == "answers":
-        props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
+    _require_fit(model, options, scope)
+    graph = GraphAuthor(model, options).author(scope)
+    props = {**(metadata or {}), **_describe_itself(model, options)}
     written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
     try:
         _save(written, Path(path), external_data=options.external_data)
@@ -83,6 +74,19 @@ def export_onnx(
         # a full disk: numpy, which writes the weights, raises an OSError without errno
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
     return describe_onnx(path)
+
+
+def _describe_itself(model: CircuitModel, options: GraphOptions) -> dict[str, str]:
+    """What a caller of the file has to know, by metadata key."""
+    known = [n for n in (model.max_length, model.length, options.length) if n is not None]
+    props = {MAX_LENGTH_KEY: str(min(known)), VOCAB_SIZE_KEY: str(len(model.W_E))}
+    if options.answers_only:
+        props[ANSWER_IDS_KEY] = json.dumps(list(options.answer_ids))
+    if options.precision == "int8":
+        props[PROCESSORS_KEY] = STORED[options.weight_type].processors
+    if options.labels:
+        props[LABELS_KEY] = json.dumps(list(options.labels))
+    return props
 
 
 def _save(model: ir.Model, path: Path, *, external_data: bool) -> None:
@@ -128,8 +132,12 @@ def require_one_file(n_bytes: int) -> None:
         )
 
 
-def _require_fit(model: CircuitModel, options: GraphOptions) -> None:
-    """Raise InputError for tokens, lengths or parts in the options that do not fit the model."""
+def _require_fit(model: CircuitModel, options: GraphOptions, scope: Scope | None) -> None:
+    """Raise InputError for tokens, lengths or parts in the options, or a scope, that do not fit the model."""
+    if options.guard != (scope is not None):
+        raise InputError("options.guard and a scope go together; give both or neither")
+    if scope is not None and len(scope.directions) != model.W_E.shape[1]:
+        raise InputError(f"the scope is for residuals of {len(scope.directions)} dimensions, not {model.W_E.shape[1]}")
     parts = list_parts(model)
     if unknown := [part for part in options.in_fp32 if part not in parts]:
         raise InputError(f"in_fp32 has {unknown[0]!r:.60}, and the parts of this model are {', '.join(parts)}")
@@ -157,26 +165,6 @@ def require_growing(*, by_position: bool, align: Align) -> None:
         )
 
 
-def describe_onnx(path: str | Path) -> OnnxDescription:
-    """Read inputs, outputs, opset, IR version and node count. Raises InputError: `path` is no readable ONNX file."""
-    return describe_graph(read_onnx(path).proto)
-
-
-def describe_graph(proto: onnx.ModelProto) -> OnnxDescription:
-    """`describe_onnx` for a graph in memory."""
-    return OnnxDescription(
-        opset=max((o.version for o in proto.opset_import if o.domain == ""), default=0),
-        ir_version=proto.ir_version,
-        inputs={value.name: _dims(value) for value in proto.graph.input},
-        outputs={value.name: _dims(value) for value in proto.graph.output},
-        nodes=len(proto.graph.node),
-    )
-
-
 def read_metadata(path: str | Path) -> dict[str, str]:
     """The metadata_props of an ONNX file. Raises InputError: `path` is no readable ONNX file."""
     return read_onnx(path).metadata
-
-
-def _dims(value: onnx.ValueInfoProto) -> list[str | int]:
-    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]

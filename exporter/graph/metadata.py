@@ -22,8 +22,11 @@ SCHEMA: Literal[1] = 1
 PREFIX = "export_circuit."
 MAX_LENGTH_KEY = f"{PREFIX}max_length"  # the longest sequence, in tokens, that the file accepts
 VOCAB_SIZE_KEY = f"{PREFIX}vocab_size"  # size of the dense model's vocabulary
-ANSWER_IDS_KEY = f"{PREFIX}answer_token_ids"  # JSON list: the token id of each logit, for logits="answers"
+ANSWER_IDS_KEY = f"{PREFIX}answer_token_ids"  # JSON list: the token id of each logit, where they are not all
+LABELS_KEY = f"{PREFIX}labels"  # JSON list: the name of each class, for logits="classes"
 SURGERY_KEY = f"{PREFIX}surgery"  # sha256 of the surgery, where weights were healed: it lies beside the file
+PROCESSORS_KEY = f"{PREFIX}int8_processors"  # on which an int8 file's sums are exact: see `exporter.graph.int8`
+TEMPLATE_KEY = f"{PREFIX}template"  # JSON: the text before and after a user's text in each prompt, if there is such
 EXAMPLES_KEY = f"{PREFIX}examples"  # JSON: some prompts and the circuit's answers, see `Examples`
 
 _MOST_UNITS = 2048  # layers, or heads of one layer: a larger number is damage, and too large for a head map

@@ -16,6 +16,7 @@ import torch
 from onnx_ir import tape
 from torch import Tensor
 
+from exporter.graph.int8 import MIDDLE, STORED
 from exporter.graph.options import GraphOptions
 from exporter.network.norm import Norm
 
@@ -23,7 +24,6 @@ Array = np.ndarray[Any, Any]
 
 _DTYPES: dict[str, Any] = {"fp32": np.float32, "int8": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 T = TypeVar("T")
-_MIDDLE = 128  # the zero point of symmetric values stored as uint8
 
 
 class NodeAuthor:
@@ -50,7 +50,7 @@ class NodeAuthor:
     def linear(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str, *, rows: bool = False) -> ir.Value:
         """x @ weight + bias: x (..., in), weight (in, out). With `rows`, x is (row, in), and one Gemm does both."""
         if self.is_int8(name):
-            return self._linear_int8(x, weight, bias, name)
+            return self._linear_int8(x, weight, bias, name, rows=rows)
         W = self.weight(f"{name}.weight", weight)
         if rows:
             b = () if bias is None else (self.weight(f"{name}.bias", bias),)
@@ -58,18 +58,18 @@ class NodeAuthor:
         y = self.op("MatMul", x, W, name=f"{name}.matmul")
         return y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias), name=name)
 
-    def _linear_int8(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str) -> ir.Value:
+    def _linear_int8(self, x: ir.Value, weight: Tensor, bias: Tensor | None, name: str, *, rows: bool) -> ir.Value:
         """`linear` in int8: weights symmetric, one scale for each output column; activations quantised at run time.
 
         With scales by tensor, the nodes are in the order that ONNX Runtime fuses into one kernel at load.
         """
         if self.options.target == "ort" and self.options.scales == "tensor":
             return self._fused_int8(x, weight, bias, name)
-        x8, x_scale, x_zero = self.once(f"{x.name}.int8", lambda: self.quantise(x))
+        x8, x_scale, x_zero = self.once(f"{x.name}.int8", lambda: self.quantise(x, axis=1 if rows else 2))
         W, W_zero = self._weight_int8(weight, name)
         y = self.op("MatMulInteger", x8, W, x_zero, *([] if W_zero is None else [W_zero]), name=f"{name}.product")
         y = self.op("Cast", y, name=f"{name}.float", to=ir.DataType.FLOAT)
-        scale = self.weight(f"{name}.scale", _scale_of(weight, dim=0))  # (out,)
+        scale = self.weight(f"{name}.scale", self.scale_of(weight))  # (out,)
         if self.options.scales == "token":
             y = self.op("Mul", self.op("Mul", y, x_scale, name=f"{name}.by_token"), scale, name=f"{name}.scaled")
         else:
@@ -82,7 +82,7 @@ class NodeAuthor:
         added = () if bias is None else (self.weight(f"{name}.bias", bias),)
         out = self.tape.op(
             "DynamicQuantizeMatMul",
-            [x, W, self.weight(f"{name}.scale", _scale_of(weight, dim=0)), zero, *added],
+            [x, W, self.weight(f"{name}.scale", self.scale_of(weight)), zero, *added],
             domain="com.microsoft",
             version=1,
             name=name,
@@ -92,16 +92,20 @@ class NodeAuthor:
 
     def _weight_int8(self, weight: Tensor, name: str) -> tuple[ir.Value, ir.Value | None]:
         """The weight in 8 bits, and its zero point; None where that is 0."""
-        rounded = (weight / _scale_of(weight, dim=0)).round()  # -127 to 127
-        if self.options.weight_type == "int8":
-            return self.constant(f"{name}.weight", rounded.to(torch.int8).contiguous().numpy()), None
-        shifted = (rounded + _MIDDLE).to(torch.uint8)
-        return self.constant(f"{name}.weight", shifted.contiguous().numpy()), self.middle()
+        zero = STORED[self.options.weight_type].zero
+        stored = (weight / self.scale_of(weight)).round() + zero
+        stored = stored.to(torch.uint8 if zero else torch.int8)
+        return self.constant(f"{name}.weight", stored.contiguous().numpy()), self.middle() if zero else None
 
-    def quantise(self, x: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def scale_of(self, weight: Tensor) -> Tensor:
+        """The scale of each output column of a weight (in, out) in 8 bits, (out,)."""
+        return _scale_of(weight, dim=0, largest=STORED[self.options.weight_type].largest)
+
+    def quantise(self, x: ir.Value, *, axis: int) -> tuple[ir.Value, ir.Value, ir.Value]:
         """x as uint8, its scale and its zero point.
 
-        By tensor: one scale and one zero point. By token: scales (..., 1), and 128 as the zero point.
+        By tensor: one scale and one zero point. By token: scales (..., 1), and 128 as the zero point; `axis` is the
+        last one, as ONNX Runtime (1.31) reduces an empty tensor wrongly along -1.
         """
         if self.options.scales == "tensor":
             parts = list(self.tape.op_multi_out("DynamicQuantizeLinear", [x], None, num_outputs=3))
@@ -109,18 +113,18 @@ class NodeAuthor:
                 part.name = f"{x.name}.{name}"
             return parts[0], parts[1], parts[2]
         size = self.op("Abs", x, name=f"{x.name}.size")
-        largest = self.op("ReduceMax", size, self.integers(-1), name=f"{x.name}.largest", keepdims=1)
+        largest = self.op("ReduceMax", size, self.integers(axis), name=f"{x.name}.largest", keepdims=1)
         some = self.constant("int8.smallest", np.array(1e-30, np.float32))  # no division by 0
         largest = self.op("Max", largest, some, name=f"{x.name}.above_zero")
         scale = self.op("Div", largest, self.constant("int8.127", np.array(127, np.float32)), name=f"{x.name}.scale")
         rounded = self.op("Round", self.op("Div", x, scale, name=f"{x.name}.steps"), name=f"{x.name}.rounded")
-        middle = self.constant("int8.middle.float", np.array(_MIDDLE, np.float32))  # int8 inputs have no fast kernel
+        middle = self.constant("int8.middle.float", np.array(MIDDLE, np.float32))  # int8 inputs have no fast kernel
         shifted = self.op("Add", rounded, middle, name=f"{x.name}.shifted")
         return self.op("Cast", shifted, name=f"{x.name}.int8", to=ir.DataType.UINT8), scale, self.middle()
 
     def middle(self) -> ir.Value:
         """The zero point of symmetric values stored as uint8, 128."""
-        return self.constant("int8.middle", np.array(_MIDDLE, np.uint8))
+        return self.constant("int8.middle", np.array(MIDDLE, np.uint8))
 
     def embed(self, table: Tensor, rows: ir.Value, name: str) -> ir.Value:
         """The table's rows, of (row, d_model), at the indices `rows`, (...): (..., d_model)."""
@@ -134,13 +138,15 @@ class NodeAuthor:
         return self.op("Mul", x, scales, name=f"{name}.embed")
 
     def norm(self, x: ir.Value, norm: Norm, name: str, *, width: int) -> ir.Value:
-        """LayerNorm or RMSNorm over the last axis, of size `width`; norms without gain share one gain of ones."""
+        """LayerNorm or RMSNorm over the last axis, of size `width`; norms without gain or bias share ones or zeros."""
         gain = torch.ones(width) if norm.weight is None else norm.weight
         gain_name = f"ones{width}" if norm.weight is None else f"{name}.norm.weight"
         if not norm.rms:
-            bias = () if norm.bias is None else (self.weight(f"{name}.norm.bias", norm.bias),)
-            gains = self.weight(gain_name, gain)
-            return self.op("LayerNormalization", x, gains, *bias, name=f"{name}.norm", axis=-1, epsilon=norm.eps)
+            # the bias is optional, but ONNX Runtime 1.18 aborts without one, and its optimizer fails
+            bias = torch.zeros(width) if norm.bias is None else norm.bias
+            bias_name = f"zeros{width}" if norm.bias is None else f"{name}.norm.bias"
+            added = self.weight(gain_name, gain), self.weight(bias_name, bias)
+            return self.op("LayerNormalization", x, *added, name=f"{name}.norm", axis=-1, epsilon=norm.eps)
         # the pattern that ONNX Runtime fuses into one kernel at load; in float32, since squares overflow fp16
         if self.is_half:
             x = self.op("Cast", x, name=f"{name}.norm.float", to=ir.DataType.FLOAT)
@@ -185,21 +191,16 @@ class NodeAuthor:
             part.name = name
         return parts
 
-    def contract(self, equation: str, a: ir.Value, b: ir.Value, name: str) -> ir.Value:
-        """einsum(equation, a, b); in float32 for bf16, which ONNX Einsum lacks."""
-        if self.options.precision != "bf16":
-            return self.op("Einsum", a, b, name=name, equation=equation)
-        a, b = (
-            self.once(f"{x.name}.float", lambda x=x: self.op("Cast", x, name=f"{x.name}.float", to=ir.DataType.FLOAT))  # type: ignore[misc]  # typeshed
-            for x in (a, b)
-        )
-        return self.from_float(self.op("Einsum", a, b, name=f"{name}.float", equation=equation), name)
-
     def take_last(self, x: ir.Value, *, axis: int) -> ir.Value:
         """The last entry along an axis, which is dropped."""
         return self.once(
             f"{x.name}.last", lambda: self.op("Gather", x, self.scalar(-1), name=f"{x.name}.last", axis=axis)
         )
+
+    def keep_last(self, x: ir.Value, *, axis: int) -> ir.Value:
+        """The last entry along an axis, which stays, of size 1."""
+        end = self.integers(-1), self.integers(2**62), self.integers(axis)
+        return self.once(f"{x.name}.last", lambda: self.op("Slice", x, *end, name=f"{x.name}.last"))
 
     def from_float(self, x: ir.Value, name: str) -> ir.Value:
         """A float32 value cast to the graph's 16-bit type; unchanged in a float32 graph."""
@@ -230,9 +231,9 @@ class NodeAuthor:
         return self.constants[name]
 
 
-def _scale_of(weight: Tensor, *, dim: int) -> Tensor:
-    """The scale of symmetric 8-bit quantisation, max |weight| / 127 along a dimension, which is dropped."""
-    return (weight.abs().amax(dim=dim) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+def _scale_of(weight: Tensor, *, dim: int, largest: int = 127) -> Tensor:
+    """The scale of symmetric quantisation, max |weight| / largest along a dimension, which is dropped."""
+    return (weight.abs().amax(dim=dim) / largest).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def make_value(name: str, dtype: ir.DataType, shape: list[str | int]) -> ir.Value:

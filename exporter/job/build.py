@@ -4,68 +4,53 @@ from __future__ import annotations
 
 import copy
 import json
-import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from exporter.circuit import Circuit, SearchRecord
-from exporter.errors import ExactnessError, InputError
-from exporter.evidence.evaluate import Evaluation, measure_prompts, summarise_values
+from exporter.errors import InputError
+from exporter.evidence.evaluate import measure_prompts, summarise_values
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
 from exporter.evidence.footprint import Memory, compare_memory
+from exporter.evidence.guard import note_guard
 from exporter.evidence.latency import Latency, compare_latency, time_call
-from exporter.evidence.showing import ShownAttention, ShownPrompt, show_attention, show_prompts
+from exporter.evidence.showing import show_attention, show_prompts
+from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
 from exporter.files.scratch import make_scratch
-from exporter.graph.export import OnnxDescription, count_bytes, export_onnx, fits_one_file
-from exporter.graph.metadata import EXAMPLES_KEY, Origin, collect_versions
+from exporter.graph.description import OnnxDescription
+from exporter.graph.export import count_bytes, export_onnx, fits_one_file
+from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
+from exporter.graph.scope import read_scope
+from exporter.job.clock import Clock
 from exporter.job.command import write_command
+from exporter.job.gate import Gate, pick_provider
+from exporter.job.guard import plan_scope, settle_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
+from exporter.job.timing import LATENCY_BLOCKS
+from exporter.job.variants import build_variants
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope
 from exporter.outputs.healed import load_surgery_of
 from exporter.outputs.manifest import ExportInfo, Manifest, Size, hash_file
 from exporter.outputs.reference import load_dense
 from exporter.rewrite.folds import fold_model
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, slice_model
-from exporter.runtime.session import has_provider, open_session
-from exporter.search.latency import SLACK
-from exporter.search.rules import DEPLOY
 from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
-from exporter.verify.exactness import Exactness, check_file, verify_surgery
-from exporter.verify.precision import Served, evaluate_file, require_precision
+from exporter.verify.figures import Exactness
 
 LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
-LATENCY_BLOCKS = 7
-
-
-class Clock:
-    """Reports each stage when it begins, and keeps its duration in `seconds`."""
-
-    def __init__(self, on_stage: Callable[[str], None] | None) -> None:
-        self.on_stage = on_stage
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time the body of the context in seconds; a stage that raises is not recorded."""
-        if self.on_stage is not None:
-            self.on_stage(name)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,16 +77,17 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
             rewritten = copy.deepcopy(rewritten).float()
     with clock.stage("export"):
-        if not rehearsed:
-            options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
-        description, beside = _export(plan, found, surgery, rewritten, path, options)
+        options, scope = _settle(plan, found, rewritten, options, rehearsed=rehearsed)
+        description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
-        exactness, served = _check(model, surgery, rewritten, path, options, data, gated=not rehearsed)
+        gate = Gate(model, surgery, rewritten, data, scope, shut=not rehearsed)
+        exactness, served = gate.prove(path, options), gate.serve(path, options)
+        variants = build_variants(plan, path, options, gate)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
+        guard = try_guard(plan, rewritten, path, scope, provider=pick_provider(options))
     # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
-    failing = describe_doubt(data.task, model, data.test, figures["test"].dense)
-    doubts = () if is_file_task(plan.job.task) else failing
+    doubts = () if is_file_task(plan.job.task) else describe_doubt(data.task, model, data.test, figures["test"].dense)
     with clock.stage("measure"):
         dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
     return Manifest(
@@ -114,7 +100,7 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         test=figures.pop("test"),
         ood=figures,
         exactness=exactness,
-        export=ExportInfo.of(options, served),
+        export=ExportInfo.of(options, served, data.template),
         onnx=description,
         latency=latency,
         memory=memory,
@@ -122,55 +108,47 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         files={file.name: hash_file(file) for file in (path, *read_onnx(path).weights, *beside)},
         seconds=clock.seconds,
         versions=collect_versions(),
-        notes=[*plan.notes, *doubts],
+        notes=[*plan.notes, *doubts, *note_guard(guard), *variants.notes],
+        graphs=variants.graphs,
         command=write_command(plan.job),
         prompts=prompts,
         attention=attention,
+        guard=guard,
     )
 
 
+def _settle(
+    plan: Plan, found: Found, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool
+) -> tuple[GraphOptions, Scope | None]:
+    """What depends on the circuit that was found: parts that stay in float32, and the guard's scope."""
+    scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
+    if rehearsed:
+        return options, scope
+    options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
+    return options, settle_scope(plan, rewritten, options, scope, provider=pick_provider(options))
+
+
 def _export(
-    plan: Plan, found: Found, surgery: Surgery, rewritten: CircuitModel, path: Path, options: GraphOptions
+    plan: Plan,
+    found: Found,
+    surgery: Surgery,
+    rewritten: CircuitModel,
+    path: Path,
+    options: GraphOptions,
+    scope: Scope | None,
 ) -> tuple[OnnxDescription, list[Path]]:
     """Write the graph, and beside it the surgery where it has edits; returns the files beside the graph, too."""
     sha256 = surgery.sha256 if surgery.edits else None
     origin = Origin(plan.task_info, plan.model_info, found.circuit, found.record, options, sha256)
     metadata = {**origin.to_metadata(), EXAMPLES_KEY: _give_examples(rewritten, plan.data.test, options)}
-    description = export_onnx(rewritten, path, options, metadata=metadata)
+    if plan.data.template is not None:
+        metadata[TEMPLATE_KEY] = json.dumps(asdict(plan.data.template))
+    description = export_onnx(rewritten, path, options, metadata=metadata, scope=scope)
     if sha256 is None:
         return description, []
     beside = path.with_name(surgery_name(path.name, sha256))
     surgery.save(beside)
     return description, [beside]
-
-
-def time_network(plan: Plan, network: CircuitModel) -> float:
-    """Milliseconds of a call of a network as the job would export it, on patching prompts: see `Budget`."""
-    with make_scratch() as folder:
-        path = folder / "network.onnx"
-        export_onnx(fold_model(network), path, plan.options)
-        return time_file(plan, path)
-
-
-def time_file(plan: Plan, path: Path) -> float:
-    """The same of a file that is there."""
-    budget, prompts = plan.job.budget or DEPLOY, plan.data.patching
-    rows = torch.arange(budget.batch) % len(prompts)
-    mask = None if prompts.mask is None else prompts.mask[rows]
-    timed = compare_latency(path, path, prompts.input_ids[rows], mask, blocks=LATENCY_BLOCKS, threads=budget.threads)
-    return 1e3 * timed.circuit
-
-
-def require_latency(plan: Plan, path: Path) -> None:
-    """Raise InputError where a written file is slower than the job's budget by more than a tenth."""
-    most = None if plan.job.budget is None else plan.job.budget.max_latency_ms
-    if plan.circuit is not None or most is None:
-        return
-    if (found := time_file(plan, path)) > (1 + SLACK) * most:
-        raise InputError(
-            f"the file takes {found:.3g} ms a call where at most {most:g} were allowed; no file was left: run it again "
-            "on a quiet machine, or allow more"
-        )
 
 
 def _evaluate(
@@ -187,40 +165,6 @@ def _evaluate(
     decode = require_tokenizer(model).decode
     shown = show_prompts(*models, sets, {name: of_set["kl"] for name, of_set in values.items()}, decode)
     return figures, shown, show_attention(rewritten, data.test, decode)
-
-
-def _check(
-    model: LanguageModel,
-    surgery: Surgery,
-    rewritten: CircuitModel,
-    path: Path,
-    options: GraphOptions,
-    data: TaskData,
-    *,
-    gated: bool = True,
-) -> tuple[Exactness, Served]:
-    """Exactness, of the same graph in fp32 where the file is in reduced precision, and what the file itself answers.
-
-    If not `gated`, a difference in either is no error: the rehearsal's circuit says nothing about the searched one.
-    """
-    with make_scratch() as folder:
-        exact = path
-        if options.precision != "fp32":
-            exact = folder / path.name
-            export_onnx(rewritten, exact, replace(options, precision="fp32", scales="tensor", in_fp32=()))
-        try:
-            exactness = verify_surgery(model, surgery, rewritten, exact, patching=data.patching, prompts=data.test)
-        except ExactnessError:
-            if gated:
-                raise
-            check_file(exact)
-            exactness = Exactness(math.nan, math.nan, math.nan, len(data.test))
-    is_half = options.precision in ("fp16", "bf16")  # both are for CUDA; without it fp16 runs on the CPU
-    provider = "cuda" if is_half and has_provider("cuda") else "cpu"
-    served = evaluate_file(open_session(path, provider=provider), rewritten, data.test)
-    if gated:
-        require_precision(served, options)
-    return exactness, served
 
 
 def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOptions) -> str:
@@ -285,4 +229,7 @@ def _reverify(path: Path, model: str | None, task: Path | None) -> Exactness:
     if hash_sets(data) != origin.task.sha256:
         raise InputError(f"this version builds other prompts for {origin.task.name} than {path} was made with")
     surgery = load_surgery_of(path, origin) or plan_surgery(loaded, origin.circuit, data.patching)
-    return _check(loaded, surgery, operate(loaded.dense, surgery), path, origin.options, data)[0]
+    gate = Gate(loaded, surgery, operate(loaded.dense, surgery), data, read_scope(path))
+    exactness = gate.prove(path, origin.options)
+    gate.serve(path, origin.options)
+    return exactness

@@ -24,8 +24,10 @@ _OPTIONS = {
     "logits": "--logits",
     "vocab": "--vocab",
     "scales": "--int8-scales",
+    "weights": "--int8-weights",
     "target": "--target",
     "external_data": "--external-data",
+    "guard": "--guard",
     "report": "--report",
     "device": "--device",
     "dtype": "--dtype",
@@ -47,6 +49,7 @@ def write_command(job: Job) -> str:
     words = ["export-circuit", "--task", job.task, "--model", job.model]
     for option, path in (("--out", job.out), ("--bundle", job.bundle)):
         words += [] if path is None else [option, path.name]
+    words += [word for name in job.targets for word in ("--for", name)]
     words += _write_changes(job, _OPTIONS)
     words += [] if job.mlps else ["--no-mlps"]
     words += [] if job.budget is None else _write_changes(job.budget, _BUDGET)

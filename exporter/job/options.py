@@ -10,8 +10,9 @@ from exporter.checks import require_choice, require_type, take_integer
 from exporter.circuit import Ablation
 from exporter.errors import UsageError
 from exporter.files.names import REPORT_SUFFIX, SUFFIXES
-from exporter.graph.options import Logits, Precision, Scales, Target
+from exporter.graph.options import Logits, Precision, Scales, Target, WeightType
 from exporter.metrics import METRICS, SEARCHED
+from exporter.outputs.targets import take_targets
 from exporter.search.healing import Heal
 from exporter.search.lessons import Teacher
 from exporter.search.rules import Budget
@@ -24,7 +25,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "alpha": (int, float, type(None)),
     "sizes": (SplitSizes, type(None)),
     "parameters": (dict,),
-    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data", "report"), (bool,)),
+    **dict.fromkeys(("mlps", "resume", "force", "with_past", "external_data", "report", "guard"), (bool,)),
 }
 _CHOICES: dict[str, tuple[str, ...]] = {
     "device": ("cpu", "cuda"),
@@ -34,7 +35,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "vocab": ("full", "task"),
     "target": get_args(Target),
     "precision": get_args(Precision),
-    "scales": get_args(Scales),
+    "weights": get_args(WeightType),
     "heal": get_args(Heal),
     "teacher": get_args(Teacher),
 }
@@ -57,10 +58,12 @@ class Job:
     from the others', and a mean over both loses precision in float32. A `circuit` file has its own. `memory_limit` is
     in bytes. `device` and `dtype` are the search's; the stages after it compute in float32. `resume` continues from the
     journal beside the first output. `force` replaces an existing output, and accepts a task file at which the model is
-    no better than chance. `bundle` is a folder to write instead of `out`, or beside it. `report` writes a page for
-    reading beside each manifest. `with_past` exports a graph
-    with a key-value cache. `logits`, `target`, `precision`, `scales` and `external_data` are those of `GraphOptions`,
-    with the task's answers as `answer_ids`; `vocab` "task" keeps only the embeddings of the task's tokens, and
+    no better than chance. `bundle` is a folder to write instead of `out`, or beside it, and `targets` the runtimes
+    that it is for (`exporter.outputs.targets`; none: the usual files). `report` writes a page for
+    reading beside each manifest. `with_past` exports a graph with a key-value cache. `logits`, `target`, `precision`,
+    `scales`, `weights` (its weight_type), `external_data` and `guard` are those of `GraphOptions`, with the task's
+    answers as `answer_ids`; `scales=None` takes what the bundle's readers need (`choose_scales`); `vocab` "task" keeps
+    only the embeddings of the task's tokens, and
     precomputes the shared opening of its prompts.
 
     Raises InputError: a value of a wrong type or none of the choices; UsageError: an unknown task, an alpha that is
@@ -89,14 +92,17 @@ class Job:
     resume: bool = False
     force: bool = False
     bundle: Path | None = None
+    targets: tuple[str, ...] = ()
     with_past: bool = False
     logits: Logits = "last"
     vocab: Literal["full", "task"] = "full"
     target: Target = "portable"
     precision: Precision = "fp32"
-    scales: Scales = "tensor"
+    scales: Scales | None = None
+    weights: WeightType = "uint8"
     external_data: bool = False
     report: bool = False
+    guard: bool = False
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -104,10 +110,14 @@ class Job:
         self._check_outputs()
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
             raise UsageError(f"--alpha is {self.alpha}; give a threshold above 0, in nats (such as 0.02)")
-        if self.scales == "token" and self.precision != "int8":
-            raise UsageError(f"--int8-scales is for --precision int8, not {self.precision}; leave it out")
+        of_int8 = {"scales": self.scales is not None, "weights": self.weights != "uint8"}
+        for name, is_given in of_int8.items():
+            if is_given and self.precision != "int8":
+                raise UsageError(f"--int8-{name} is for --precision int8, not {self.precision}; leave it out")
         if self.external_data and self.out is not None and self.bundle is not None:
             raise UsageError("--external-data goes with --out or with --bundle; leave one of them out")
+        if self.logits == "classes" and self.with_past:
+            raise UsageError("--with-past is for generating, and --logits classes answers once; leave one of them out")
         self._check_preset()
         searched = {
             "--preset": self.preset,
@@ -165,6 +175,7 @@ class Job:
             require_type(name, getattr(self, name), *kinds)
         for name, choices in _CHOICES.items():
             require_choice(f"--{name}", getattr(self, name), choices)
+        require_choice("--int8-scales", self.scales or "tensor", get_args(Scales))
         if self.ablation is not None:
             object.__setattr__(self, "ablation", Ablation.take(self.ablation))
         take_integer("seed", self.seed)
@@ -178,6 +189,9 @@ class Job:
         if self.out is not None and self.out.suffix != ".onnx":
             small = " in small letters" if self.out.suffix.lower() == ".onnx" else ""
             raise UsageError(f"--out is {str(self.out)!r}; give a name that ends in .onnx{small}")
+        object.__setattr__(self, "targets", take_targets(self.targets))
+        if self.targets and self.bundle is None:
+            raise UsageError("--for says what a bundle is for; give --bundle, or leave --for out")
         if self.out is None or self.bundle is None:
             return
         bundle = self.bundle.absolute()

@@ -17,12 +17,13 @@ from exporter.loading.families import FAMILIES
 from exporter.loading.load import LanguageModel, load_model
 from exporter.metrics.divergence import ARITHMETIC
 from exporter.outputs.healed import load_surgery
+from exporter.outputs.targets.scales import choose_scales
 from exporter.rewrite.surgery import Surgery
-from exporter.runtime.session import has_int8_sums
 from exporter.search.lessons import require_labels
 from exporter.search.rules import DEPLOY, AlphaRule, Budget
 from exporter.search.thresholds import Threshold, find_threshold
 from exporter.tasks import SplitSizes, TaskData, is_file_task, load_task, name_variant
+from exporter.tasks.classes import name_classes
 
 LEAST_LESSONS, MOST_LESSONS, LESSONS_AT_SIZE = 1000, 3000, 1.6e11  # prompts, and prompts times parameters
 _SWEPT = (Ablation(), True)  # ablation, mlps of every sweep
@@ -120,15 +121,17 @@ class Plan:
         return GraphOptions(
             form=self.form,
             logits=job.logits,
-            answer_ids=data.answer_ids if job.logits == "answers" else (),
+            answer_ids=data.answer_ids if job.logits in ("answers", "classes") else (),
+            labels=name_classes(data, require_tokenizer(self.model)) if job.logits == "classes" else (),
             vocabulary=data.input_ids if is_task else None,
             length=data.test.length if is_task and plain and len({d.length for d in sets}) == 1 else None,
             opening=data.opening if is_task and plain and job.logits != "all" else (),
             target=job.target,
             precision=job.precision,
-            scales=job.scales,
-            weight_type="int8" if has_int8_sums() else "uint8",
+            scales=choose_scales(job.scales, job.precision, job.targets),
+            weight_type=job.weights,
             external_data=job.external_data,
+            guard=job.guard,
         )
 
     @property
@@ -192,8 +195,9 @@ class Plan:
         key: dict[str, Any] = {"search": "gradual", "budget": budget.to_json(), "seed": job.seed}
         key |= {"heal": job.heal, "teacher": job.teacher}
         if budget.max_latency_ms is not None:
-            names = ("logits", "vocab", "target", "precision", "scales", "external_data")
-            key["file"] = {"form": self.form} | {name: getattr(job, name) for name in names}
+            names = ("logits", "target", "precision", "scales", "external_data", "weight_type")
+            file = {name: getattr(self.options, name) for name in names}
+            key["file"] = {"form": self.form, "vocab": job.vocab} | file | ({"guard": True} if job.guard else {})
         return key
 
     @property
@@ -250,6 +254,8 @@ def prepare(job: Job, model: LanguageModel | None = None) -> Plan:
     surgery = None if job.circuit is None or record.learning is None else load_surgery(job.circuit, circuit)
     plan = Plan(job, model, data, circuit, record, (*model.notes, *data.notes, *doubts, *precision), surgery)
     plan = replace(plan, notes=(*plan.notes, *plan.alpha_notes, *plan.ablation_notes))
+    if job.logits == "classes":
+        name_classes(data, require_tokenizer(model))
     if job.with_past:
         require_growing(by_position=plan.ablation.fixed_length, align=plan.ablation.align)
     return plan

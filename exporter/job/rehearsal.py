@@ -95,7 +95,7 @@ def rehearse(plan: Plan, build: Build) -> None:
         for path in (out, bundle):
             if path is not None:
                 path.parent.mkdir()
-        with open_outputs(out, bundle, force=False, report=job.report) as outputs:
+        with open_outputs(out, bundle, force=False, report=job.report, targets=job.targets) as outputs:
             manifest = build(few, _take_circuit(plan), outputs.model_path, options)
             outputs.write(manifest, plan.model, example=plan.example, readings=plan.data.readings)
             for target, path in ((job.out, out), (job.bundle, bundle)):

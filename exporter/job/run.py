@@ -15,10 +15,12 @@ from exporter.checks import require_type
 from exporter.circuit import Decision, decision_to_json
 from exporter.errors import MissingRuntimeError, UsageError
 from exporter.evidence.controls import Controls
-from exporter.job.build import Clock, Found, build_file, require_latency, time_network
+from exporter.job.build import Found, build_file
+from exporter.job.clock import Clock
 from exporter.job.options import Job
 from exporter.job.plan import Plan, prepare
 from exporter.job.rehearsal import check_outputs, check_search, rehearse
+from exporter.job.timing import require_latency, time_network
 from exporter.outputs.bundle import open_outputs
 from exporter.outputs.manifest import Manifest
 from exporter.runtime.session import has_provider, import_onnxruntime
@@ -59,7 +61,7 @@ def run_job(
             if plan.circuit is None:
                 search_plan(plan, prior, ranks)
             return None
-        with open_outputs(job.out, job.bundle, force=job.force, report=job.report) as outputs:
+        with open_outputs(job.out, job.bundle, force=job.force, report=job.report, targets=job.targets) as outputs:
             with clock.stage("load"):
                 plan = prepare(job)
             if on_plan is not None:
@@ -76,7 +78,8 @@ def run_job(
                 manifest = build_file(plan, found, outputs.model_path, plan.options, clock)
                 require_latency(plan, outputs.model_path)
                 manifest = manifest if study is None else _add_controls(manifest, study(plan, found, clock), clock)
-                manifest = outputs.write(manifest, plan.model, example=plan.example, readings=plan.data.readings)
+                readings, strict = plan.data.readings, plan.circuit is not None  # a search is not thrown away
+                manifest = outputs.write(manifest, plan.model, example=plan.example, readings=readings, strict=strict)
                 outputs.commit()
     return manifest
 

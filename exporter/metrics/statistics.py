@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from scipy.stats import binomtest, bootstrap, norm
-from torch import Tensor
+if TYPE_CHECKING:  # a report reads figures, and computes none: without either it is made in a second
+    from torch import Tensor
 
 LEVEL, POWER, LOSS = 0.05, 0.8, 0.01
 """Of all tests here: the two-sided level, the power, and the loss of accuracy that is to be seen (a point)."""
@@ -23,6 +24,8 @@ class Accuracy:
     @classmethod
     def of(cls, n_right: int, n: int) -> Accuracy:
         """From n_right right answers out of n; the interval is the score interval of Wilson (1927)."""
+        from scipy.stats import binomtest
+
         interval = binomtest(n_right, n).proportion_ci(0.95, method="wilson")
         return cls(n_right / n, (float(interval.low), float(interval.high)))
 
@@ -68,6 +71,8 @@ def compute_mcnemar(first: Tensor, second: Tensor) -> float:
     Of the prompts on which just one of them is right, each is as likely to be right on any: a binomial test with 1/2
     (McNemar, Psychometrika 12, 1947). 1 where they never differ.
     """
+    from scipy.stats import binomtest
+
     only_first, only_second = int((first > second).sum()), int((second > first).sum())
     if only_first + only_second == 0:
         return 1.0
@@ -80,6 +85,8 @@ def bootstrap_difference(first: Tensor, second: Tensor) -> tuple[float, float]:
     Percentile bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13), by a fixed seed.
     Where no pair differs, or there is one prompt, it is a point, which says little: see `count_prompts`.
     """
+    from scipy.stats import bootstrap
+
     differences = (second.double() - first.double()).numpy()
     if (differences == differences[0]).all():
         return float(differences[0]), float(differences[0])
@@ -96,6 +103,8 @@ def count_prompts(discordant: float, loss: float = LOSS) -> int:
     just one model is right (Connor, Biometrics 43, 1987). psi is the observed share `discordant`, but at least
     `loss`: so many prompts differ wherever there is such a loss.
     """
+    from scipy.stats import norm
+
     psi = max(discordant, loss)
     root = norm.ppf(1 - LEVEL / 2) * math.sqrt(psi) + norm.ppf(POWER) * math.sqrt(psi - loss**2)
     return math.ceil(float(root) ** 2 / loss**2)

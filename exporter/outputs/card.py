@@ -6,31 +6,30 @@ Every number comes from the manifest, with its interval and the number of prompt
 from __future__ import annotations
 
 import json
-import re
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from exporter.circuit import Circuit
-from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_yaml
-from exporter.evidence.evaluate import Evaluation
+from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_shell
+from exporter.evidence.figures import Evaluation
+from exporter.evidence.guard import GuardFigures, describe_guard
 from exporter.evidence.sentences import describe_sets
-from exporter.graph.options import Form
+from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
+from exporter.outputs.front_matter import find_licence, render_front_matter
 from exporter.outputs.manifest import ExportInfo, Manifest
+from exporter.outputs.provenance import describe_failings, describe_making
+from exporter.tasks.template import Template as PromptTemplate
+from exporter.verify.figures import describe_mates
 
-_LICENCES = {"bundled": "apache-2.0", "openai-community/gpt2": "mit", "smollm2": "apache-2.0"}
 _CARD = Template("""\
----
-library_name: onnx
-pipeline_tag: text-generation
-tags: [circuit, mechanistic-interpretability, export-circuit]
-$front---
+$front
 # $task, from $name
 
 The part of $name ($family) that does the task $task_code, as an ONNX model of its own: $components. Everything
-else was replaced by $ablation$search. Weights: $weights. It is good for prompts such as
+else was replaced by $ablation. It is good for prompts such as
 
     $example
 
@@ -44,12 +43,18 @@ Parameters without embeddings: $parameters of $dense_parameters ($reduction). Ho
 $this_file give the same logits on $exact_prompts held-out prompts, to $exactness (allowed: $limit).
 $export
 $latency
+## How it was made
+$making
+
+## Where it fails
+$failings
+
 ## Run it
     python run.py $quoted
 
 needs onnxruntime, numpy and tokenizers only. $command does the same. $length
-$optimum
-$genai
+$template
+$runtimes
 ## Origin
 - Dense model: $name$revision, weights sha256 $sha256
 - Licence of the dense model: $licence_text
@@ -59,25 +64,34 @@ $genai
 $notes""")
 
 
-def render_card(manifest: Manifest, form: Form, *, kv_heads: Sequence[int], max_length: int, example: str) -> str:
-    """README.md. `kv_heads` has the key/value heads of each attention sublayer whose past is kept."""
+def render_card(
+    manifest: Manifest, *, max_length: int, example: str, runtimes: Sequence[str] = (), framed: bool = False
+) -> str:
+    """README.md. `runtimes` are paragraphs of Markdown on how to run it, beside run.py.
+
+    framed: whether the bundle's tokenizer puts the task's template around a text.
+    """
     # names, prompts and notes come from files: none of them may end a table, a code block or the lines for the hub
-    quoted = shlex.quote(escape_controls(" ".join(example.splitlines()), keep="\t"))
+    template = manifest.export.template
+    quoted = quote_shell(example)
+    if template is not None and template.fits(example):
+        quoted = f"--text {quote_shell(template.cut(example))}"
     circuit, model, size, exact = manifest.get_circuit(), manifest.model, manifest.size, manifest.exactness
-    licence, record = find_licence(model.name), manifest.get_record()
+    licence, name = find_licence(model.name), _name_model(model.name)
     pinned = isinstance(manifest.onnx.inputs["input_ids"][1], int)
     means = f"its mean {'at each position' if circuit.ablation.by == 'position' else 'over all positions'}"
     return _CARD.substitute(
-        front=_front_matter(model.name, licence),
+        front=render_front_matter(manifest),
         licence_text=escape_markdown(licence or "not known to the exporter; see where the model comes from"),
         task=escape_markdown(Path(manifest.task.name).name),
         task_code=quote_code(Path(manifest.task.name).name),
-        name=escape_markdown(model.name),
+        name=escape_markdown(name),
         family=escape_markdown(model.family),
         components=_name_components(circuit),
         ablation=f"{means} on prompts of the task" if circuit.ablation.kind == "mean" else "zero",
-        search="" if record.order == "given" else f" ({escape_markdown(record.search)})",
-        weights=escape_markdown(record.weights),
+        making=describe_making(manifest),
+        failings=describe_failings(manifest),
+        template="" if template is None else _say_template(template, framed=framed),
         example="\n    ".join(escape_controls(line, keep="\t") for line in example.splitlines()),
         quoted=quoted,
         command=quote_code(f"export-circuit run . {quoted}"),
@@ -96,15 +110,12 @@ def render_card(manifest: Manifest, form: Form, *, kv_heads: Sequence[int], max_
             for timed in manifest.latency
         ),
         length=_say_length(max_length, pinned=pinned),
-        export=_say_export(manifest.export),
+        export=_say_export(manifest.export, manifest.guard),
         this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
-        optimum="" if manifest.export.logits == "answers" else _say_optimum(form, kv_heads, pinned=pinned),
-        genai="\nonnxruntime-genai reads this folder (`genai_config.json`).\n"
-        if form == "past" and manifest.export.logits != "answers"
-        else "",
+        runtimes="".join(f"\n{text}\n" for text in runtimes),
         revision="" if model.revision is None else f", revision {quote_code(model.revision)}",
         sha256=quote_code(model.sha256),
-        task_parameters=quote_code(json.dumps(manifest.task.parameters)),
+        task_parameters=quote_code(json.dumps(_hide_folder(manifest.task.parameters))),
         versions=escape_markdown(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
         notes="".join(f"- {escape_markdown(note)}\n" for note in manifest.notes),
     )
@@ -117,23 +128,28 @@ def _name_components(circuit: Circuit) -> str:
     return f"{heads}, {mlps} and {_count(circuit.n_neurons, 'neuron')} of {_count(len(circuit.neurons), 'other MLP')}"
 
 
-def find_licence(name: str) -> str | None:
-    """The licence of a dense model as the hub writes it: known by name, or said by the card in its folder."""
-    if name in _LICENCES:
-        return _LICENCES[name]
-    card = Path(name) / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    licence = re.search(r"^license:\s*([\w.-]+)\s*$", front[1], re.MULTILINE) if front else None
-    return licence[1] if licence else None
+def _name_model(name: str) -> str:
+    """The dense model's name; of a folder or a file without the folders that it is in."""
+    return Path(name).name if Path(name).exists() else name
 
 
-def _front_matter(name: str, licence: str | None) -> str:
-    """The lines that the hub reads of where the model comes from."""
-    lines = [] if licence is None else [f"license: {quote_yaml(licence)}"]
-    if "/" in name and not Path(name).exists():
-        lines.append(f"base_model: {quote_yaml(name)}")
-    return "".join(f"{line}\n" for line in lines)
+def _hide_folder(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's parameters; of a file's path the name alone."""
+    return {key: Path(value).name if key == "path" else value for key, value in parameters.items()}
+
+
+def _say_template(template: PromptTemplate, *, framed: bool) -> str:
+    """What stands around a user's text in every prompt, and who puts it there."""
+    around = f"Every prompt is {quote_code(template.prefix)}, a text, and {quote_code(template.suffix)}. "
+    if framed:
+        return (
+            around + "The tokenizer in this folder puts both there itself: give it, and pipelines that use it, the "
+            "text alone, for a whole prompt would have them twice."
+        )
+    return (
+        around + "The tokenizer does not put them there: `--text` does, and where another program reads the "
+        "tokenizer, give it whole prompts."
+    )
 
 
 def _say_length(max_length: int, *, pinned: bool) -> str:
@@ -142,11 +158,12 @@ def _say_length(max_length: int, *, pinned: bool) -> str:
     return f"Prompt and text together have at most {max_length} tokens."
 
 
-def _say_export(export: ExportInfo) -> str:
+def _say_export(export: ExportInfo, guard: GuardFigures | None) -> str:
     """What the file leaves out, and how it answers."""
-    where = {"all": "at every position", "last": "at the last position", "answers": "at the last position"}
-    logits = f"Logits are given {where[export.logits]}"
-    if export.logits == "answers":
+    logits = f"Logits are given {'at every position' if export.logits == 'all' else 'at the last position'}"
+    if export.labels:
+        logits += f", for {len(export.labels)} classes: {escape_markdown(', '.join(export.labels))}"
+    elif export.answer_ids:
         logits += f", for {len(export.answer_ids)} answers, whose tokens are the output `answer_token_ids`"
     parts = [logits + "."]
     if export.vocabulary is not None:
@@ -154,6 +171,9 @@ def _say_export(export: ExportInfo) -> str:
             f"It knows {export.vocabulary:,} tokens; for a prompt with another one its output `in_vocabulary` is "
             "false, and the logits mean nothing."
         )
+    if guard is not None:
+        told = escape_markdown(describe_guard(guard))
+        parts.append(f"Its output `in_scope` is false for a prompt that is not of its task: {told}.")
     served = export.served
     parts.append(
         f"In {export.precision} the file itself is right on {served.accuracy.accuracy:.1%} of {served.n} held-out "
@@ -164,19 +184,15 @@ def _say_export(export: ExportInfo) -> str:
         parts.append(f"Of its parts {names} stayed in fp32: in int8 they lost more than the budget allows.")
     if export.batch_dependent:
         parts.append("A prompt's logits depend slightly on the others in its batch (one scale for all activations).")
-    return " ".join(parts)
-
-
-def _say_optimum(form: Form, kv_heads: Sequence[int], *, pinned: bool) -> str:
-    if len(set(kv_heads)) > 1:
-        counts = ", ".join(map(str, kv_heads))
-        return (
-            f"\nOptimum cannot generate with it: it makes the past of every layer alike, and these have {counts} heads."
+    if served.mates is not None:
+        parts.append(f"{served.mates.n} held-out prompts, {describe_mates(served.mates)}.")
+    if export.processors == EVERYWHERE:
+        parts.append("Its int8 sums are exact on every processor that ONNX Runtime is made for.")
+    elif export.processors is not None:
+        parts.append(
+            f"**Its int8 sums are exact on {export.processors}**; elsewhere they saturate, and answers are wrong."
         )
-    if pinned:
-        return "\nOptimum computes logits with it (`use_cache=False`), but cannot generate with a pinned length."
-    use_cache = bool(kv_heads)
-    return f"\nWith Optimum: `ORTModelForCausalLM.from_pretrained(folder, use_cache={use_cache})`."
+    return " ".join(parts)
 
 
 def _row(name: str, test: Evaluation) -> str:

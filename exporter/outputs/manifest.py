@@ -17,16 +17,18 @@ from pydantic import Field, ValidationError
 from exporter.circuit import Circuit, SearchRecord
 from exporter.errors import InputError
 from exporter.evidence.controls import Controls
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.footprint import Memory
+from exporter.evidence.guard import GuardFigures
 from exporter.evidence.latency import Latency
-from exporter.evidence.showing import ShownAttention, ShownPrompt
+from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text
-from exporter.graph.export import OnnxDescription
+from exporter.graph.description import OnnxDescription
+from exporter.graph.int8 import STORED
 from exporter.graph.metadata import SCHEMA, ModelInfo, Plain, TaskInfo
 from exporter.graph.options import GraphOptions
-from exporter.verify.exactness import Exactness
-from exporter.verify.precision import Served
+from exporter.tasks.template import Template
+from exporter.verify.figures import Exactness, Served
 
 
 class Size(Plain):
@@ -48,14 +50,18 @@ class FileInfo(Plain):
 class ExportInfo(Plain):
     """What the file leaves out and in which numbers it computes, as `GraphOptions` has it, and how it answers.
 
-    answer_ids: the token of each logit, where not all are there. vocabulary: how many embeddings are kept, None for
+    answer_ids: the token of each logit, where not all are there. labels: a classifier's classes by name. template:
+    the text around a user's text in every prompt, None without one. vocabulary: how many embeddings are kept, None for
     all. opening: how many first tokens were computed at export. batch_dependent: whether a prompt's logits can depend
     on the others in its batch, beyond rounding. in_fp32: parts of an int8 file that stay in float32, as `GraphOptions`
-    names them. served: the file's own figures on the test set.
+    names them. processors: on which an int8 file's sums are exact, `all` or in words; None in other precisions, and in
+    older manifests. served: the file's own figures on the test set.
     """
 
     logits: str
     answer_ids: list[int]
+    labels: list[str] = Field(default_factory=list)
+    template: Template | None = None
     vocabulary: int | None
     opening: int
     target: str
@@ -64,15 +70,18 @@ class ExportInfo(Plain):
     weight_type: str
     batch_dependent: bool
     in_fp32: list[str] = Field(default_factory=list)
+    processors: str | None = None
     served: Served
 
     @classmethod
-    def of(cls, options: GraphOptions, served: Served) -> ExportInfo:
+    def of(cls, options: GraphOptions, served: Served, template: Template | None = None) -> ExportInfo:
         """From the options that a file was made with."""
         int8 = options.precision == "int8"
         return cls(
             logits=options.logits,
             answer_ids=list(options.answer_ids),
+            labels=list(options.labels),
+            template=template,
             vocabulary=None if options.vocabulary is None else len(options.vocabulary),
             opening=len(options.opening),
             target=options.target,
@@ -81,6 +90,7 @@ class ExportInfo(Plain):
             weight_type=options.weight_type if int8 else options.precision,
             batch_dependent=int8 and options.scales == "tensor",
             in_fp32=list(options.in_fp32),
+            processors=STORED[options.weight_type].processors if int8 else None,
             served=served,
         )
 
@@ -92,7 +102,9 @@ class Manifest(Plain):
     `alpha_sweep` is where a task's own alpha comes from; None where alpha was given, or swept for something else.
     `memory` is measured for a report only. `command` is what does the job again. `prompts` and `attention` are for
     reading (`exporter.outputs.report`). Older manifests have none of the four.
-    `controls` are those of `--evidence full`, None without it.
+    `controls` are those of `--evidence full`, None without it; `guard` is of `--guard`.
+    `targets` are the runtimes that a bundle was made for, where the user named some; `graphs` are its other ONNX files
+    by name, with folders.
     """
 
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
@@ -117,6 +129,9 @@ class Manifest(Plain):
     prompts: list[ShownPrompt] = Field(default_factory=list)
     attention: ShownAttention | None = None
     controls: Controls | None = None
+    targets: list[str] = Field(default_factory=list)
+    graphs: dict[str, ExportInfo] = Field(default_factory=dict)
+    guard: GuardFigures | None = None
 
     def get_circuit(self) -> Circuit:
         """The circuit as its own type."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,21 @@ from exporter.runtime.session import name_form
 
 @dataclass(frozen=True)
 class BundleShape:
-    """What the configurations say, from the ONNX file and the dense model's own configuration."""
+    """What the configurations say, from the ONNX file and the dense model's own configuration.
+
+    example: a prompt of the task. framed: whether the bundle's tokenizer puts the task's template around a text itself.
+    """
 
     path: Path
     manifest: Manifest
     model: LanguageModel
+    example: str = ""
+    framed: bool = False
+
+    @property
+    def name(self) -> str:
+        """What servers call the model: the task's name, of letters, digits, `-`, `_` and `.`."""
+        return name_model(self.manifest.task.name)
 
     @property
     def inputs(self) -> dict[str, list[str | int]]:
@@ -92,3 +103,9 @@ class BundleShape:
         """The padding token, or the first that ends a text."""
         pad = self.keep_id(getattr(self.model.hf.config, "pad_token_id", None))
         return next(iter(self.stop_ids), 0) if pad is None else pad
+
+
+def name_model(task: str) -> str:
+    """A name for the model of a task, of letters, digits, `-`, `_` and `.`: the task's, or that of its file."""
+    stem = Path(task).stem if task.lower().endswith((".jsonl", ".csv")) else task
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "model"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,12 @@ from exporter.errors import InputError
 from exporter.files.names import CONFIG, GENERATION, MODEL, RUNNER, TOKENIZER
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
+from exporter.loading.sources.framing import read_framed
 from exporter.loading.sources.reading import read_prompt, read_tokenizer
+from exporter.runtime.classify import Classification, classify_prompts
 from exporter.runtime.generate import Generation, generate_greedy
-from exporter.runtime.session import open_session
+from exporter.runtime.session import open_session, read_labels, read_template
+from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -40,6 +43,7 @@ class Completion:
             "prompt_ids": self.prompt_ids,
             "token_ids": self.generation.token_ids,
             "stopped": self.generation.stopped,
+            "refusal": self.generation.refusal,
             "seconds": self.generation.seconds,
             "warnings": list(self.warnings),
         }
@@ -47,20 +51,50 @@ class Completion:
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """An open ONNX session with its model's tokenizer and stop tokens."""
+    """An open ONNX session with its model's tokenizer and stop tokens.
+
+    template: the text around a user's text in each prompt of the task, if it has one. framed: whether the tokenizer
+    puts that around each text itself; a prompt that has it already is read without it first.
+    """
 
     session: onnxruntime.InferenceSession
     tokenizer: Tokenizer
     stop_ids: tuple[int, ...]
+    template: Template | None = None
+    framed: bool = False
+
+    def fill(self, text: str) -> str:
+        """The prompt for a user's text. Raises InputError: the task's prompts are no template that is filled in."""
+        if self.template is None:
+            raise InputError("this model's prompts have no template to put around a text; give a whole prompt")
+        return self.template.fill(text)
 
     def complete(self, prompt: str, *, max_new_tokens: int = 20) -> Completion:
         """Complete a prompt greedily. Raises InputError: tokenizer or model does not accept the prompt."""
-        ids, n_lead = read_prompt(self.tokenizer, prompt)
+        ids, n_lead = self._read(prompt)
         (found,) = generate_greedy(self.session, [ids], max_new_tokens=max_new_tokens, stop_ids=self.stop_ids)
         # decode prompt and completion together: alone, some tokenizers drop the first token's leading space
         before, whole = self._decode(ids), self._decode(ids + found.token_ids)
         text = whole[len(before) :] if whole.startswith(before) else self._decode(found.token_ids)
-        return Completion(ids, text, found, self._warn(ids, n_lead))
+        ended = () if found.refusal is None else (f"the text ends early: {found.refusal}",)
+        return Completion(ids, text, found, (*self._warn(ids, n_lead), *ended))
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of a classifier's classes; None for a language model."""
+        return read_labels(self.session)
+
+    def classify(self, prompt: str) -> Classification:
+        """The class of a prompt. Raises InputError: tokenizer or model does not accept it, or is a language model."""
+        ids, n_lead = self._read(prompt)
+        (found,) = classify_prompts(self.session, [ids])
+        return replace(found, warnings=self._warn(ids, n_lead))
+
+    def _read(self, prompt: str) -> tuple[list[int], int]:
+        """A prompt's tokens, and how many special ones are put before it."""
+        if not self.framed or self.template is None:
+            return read_prompt(self.tokenizer, prompt)
+        return read_prompt(self.tokenizer, self.template.cut(prompt))[0], 0
 
     def _decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids)
@@ -85,7 +119,10 @@ def _open_decoder(path: Path) -> Decoder:
     source = model.parent if in_bundle else _find_source(model)
     read_onnx(model)  # checks the paths of external weights before ONNX Runtime opens them
     session = open_session(model)
-    return Decoder(session, _read_tokenizer(source, in_bundle=in_bundle), tuple(_read_stop_ids(source)))
+    template, stop_ids = read_template(session), tuple(_read_stop_ids(source))
+    if in_bundle and template is not None and (framed := read_framed(source / TOKENIZER)) is not None:
+        return Decoder(session, framed, stop_ids, template, framed=True)
+    return Decoder(session, _read_tokenizer(source, in_bundle=in_bundle), stop_ids, template)
 
 
 def _find_source(model: Path) -> Path:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import InputError, MissingRuntimeError
+from exporter.files import parse_json
 from exporter.files.reading import require_regular
-from exporter.graph.guards import GUARDS
-from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, VOCAB_SIZE_KEY
+from exporter.graph.guards import GUARDS, REMEDIES, SCOPE_DISTANCE, TEXT_GUARDS
+from exporter.graph.int8 import EVERYWHERE
+from exporter.graph.metadata import (
+    ANSWER_IDS_KEY,
+    LABELS_KEY,
+    MAX_LENGTH_KEY,
+    PROCESSORS_KEY,
+    TEMPLATE_KEY,
+    VOCAB_SIZE_KEY,
+)
 from exporter.graph.options import Form
+from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -63,7 +73,8 @@ def open_session(
 
     `threads`: number of intra-op threads (None: ONNX Runtime's default, one per core). `spin`: whether idle threads
     wait busily, which wakes them sooner, and takes processor time from all others. Raises MissingRuntimeError: the
-    provider is missing. Raises InputError: ONNX Runtime cannot load the file.
+    provider is missing. Raises InputError: ONNX Runtime cannot load the file, or its int8 sums
+    would saturate here.
     """
     require_regular(path)
     ort = import_onnxruntime()
@@ -92,6 +103,12 @@ def open_session(
         raise InputError(f"ONNX Runtime cannot load {Path(path).name}: {first}") from error
     if session.get_providers()[0] != name:
         raise MissingRuntimeError(f"ONNX Runtime placed the model on {session.get_providers()[0]}, not on {name}")
+    processors = session.get_modelmeta().custom_metadata_map.get(PROCESSORS_KEY, EVERYWHERE)
+    if provider == "cpu" and processors != EVERYWHERE and not has_int8_sums():
+        raise InputError(
+            f"{Path(path).name} is exact on {processors} only, and this processor is none of them: its 16-bit sums of "
+            "int8 products would saturate; export with --int8-weights uint8 or int7"
+        )
     return session
 
 
@@ -117,9 +134,11 @@ def run_logits(
 ) -> np.ndarray[Any, Any]:
     """Logits for (batch, pos) int64 token ids in one call: (batch, pos or 1, vocab or answer).
 
-    mask, (batch, pos) bool, is False at padding. Raises InputError as `run_step` does.
+    mask, (batch, pos) bool, is False at padding. For measuring, so prompts out of scope are answered too. Raises
+    InputError as `run_step` does.
     """
-    return run_step(session, input_ids, np.ones(input_ids.shape, bool) if mask is None else mask, {})[0]
+    mask = np.ones(input_ids.shape, bool) if mask is None else mask
+    return run_step(session, input_ids, mask, {}, guards=TEXT_GUARDS)[0]
 
 
 def run_in_steps(
@@ -139,7 +158,7 @@ def run_in_steps(
     parts: list[np.ndarray[Any, Any]] = []
     past: Arrays = {}
     for start, end in pairwise(bounds):
-        logits, past = run_step(session, input_ids[:, start:end], mask[:, :end], past)
+        logits, past = run_step(session, input_ids[:, start:end], mask[:, :end], past, guards=TEXT_GUARDS)
         parts.append(logits)
     return np.concatenate(parts, axis=1)
 
@@ -149,24 +168,62 @@ def run_step(
     input_ids: np.ndarray[Any, Any],
     mask: np.ndarray[Any, Any],
     past: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    guards: Collection[str] = tuple(GUARDS),
 ) -> tuple[np.ndarray[Any, Any], Arrays]:
     """One call: logits (batch, pos or 1, vocab or answer), and keys and values, the `past` of the next call.
 
     input_ids: (batch, pos) int64. mask: (batch, past + pos) bool, False at padding; all True for a plain model.
-    `past`: returned by the previous call; empty for the first one. Raises InputError: a guard is false for a prompt.
+    A classifier's logits, (batch, class), come as (batch, 1, class). `past`: returned by the previous call; empty for
+    the first one. Raises InputError: one of `guards` that the file has is false for a prompt.
     """
-    feeds, cached = make_feeds(session, input_ids, mask, past), _find_cached(session)
-    presents = [value.name.replace("past_key_values", "present") for value in cached]
-    outputs = {value.name for value in session.get_outputs()}
-    guards = [name for name in GUARDS if name in outputs]
-    logits, *others = session.run(["logits", *guards, *presents], feeds)
-    for name in guards:
-        if not others.pop(0).all():
+    logits, present, seen = call_step(session, input_ids, mask, past, guards=guards)
+    require_guards(seen)
+    return logits, present
+
+
+def require_guards(seen: Mapping[str, np.ndarray[Any, Any]]) -> None:
+    """Raise InputError where a guard, (batch,) bool by its name, is false for a prompt."""
+    for name, holds in seen.items():
+        if not holds.all():
             raise InputError(
                 f"{GUARDS[name]}: a prompt is one that it was not made for (its output {name} is false); "
-                "give prompts of its task, or export with --vocab full"
+                f"{REMEDIES[name]}"
             )
-    return logits, {value.name: array for value, array in zip(cached, others, strict=True)}
+
+
+def call_step(
+    session: onnxruntime.InferenceSession,
+    input_ids: np.ndarray[Any, Any],
+    mask: np.ndarray[Any, Any],
+    past: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    guards: Collection[str],
+) -> tuple[np.ndarray[Any, Any], Arrays, Arrays]:
+    """`run_step` that raises nothing: also returns what those of `guards` that the file has say, (batch,) by name."""
+    feeds, cached = make_feeds(session, input_ids, mask, past), _find_cached(session)
+    names = {value.name for value in session.get_outputs()}
+    asked = [name for name in guards if name in names]
+    presents = [value.name.replace("past_key_values", "present") for value in cached]
+    logits, *others = session.run(["logits", *asked, *presents], feeds)
+    seen = dict(zip(asked, others, strict=False))
+    if logits.ndim == 2:  # a classifier's
+        logits = logits[:, None]
+    kept = zip(cached, others[len(asked) :], strict=True)
+    return logits, {value.name: array for value, array in kept}, seen
+
+
+def run_guards(
+    session: onnxruntime.InferenceSession, input_ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any] | None = None
+) -> Arrays:
+    """What the file's guards say of prompts: by name (batch,) bool, and scope_distance, (batch,) float32, beside.
+
+    input_ids and mask as in `run_logits`.
+    """
+    names = {value.name for value in session.get_outputs()} & {*GUARDS, SCOPE_DISTANCE}
+    asked = sorted(names)
+    feeds = make_feeds(session, input_ids, np.ones(input_ids.shape, bool) if mask is None else mask, {})
+    return dict(zip(asked, session.run(asked, feeds), strict=True)) if asked else {}
 
 
 def make_feeds(
@@ -196,7 +253,7 @@ def _find_cached(session: onnxruntime.InferenceSession) -> list[Any]:
 def read_vocab_size(session: onnxruntime.InferenceSession) -> int:
     """The size of the dense model's vocabulary: from the metadata, else the width of the logits."""
     text = session.get_modelmeta().custom_metadata_map.get(VOCAB_SIZE_KEY, "")
-    return int(text) if text.isdigit() else int(_named(session.get_outputs(), "logits").shape[2])
+    return int(text) if text.isdigit() else int(_named(session.get_outputs(), "logits").shape[-1])
 
 
 def read_answer_ids(session: onnxruntime.InferenceSession) -> np.ndarray[Any, Any] | None:
@@ -209,6 +266,42 @@ def read_answer_ids(session: onnxruntime.InferenceSession) -> np.ndarray[Any, An
         return None if text is None else np.array(json.loads(text), np.int64).reshape(-1)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("the file's answer tokens are damaged; export it again") from error
+
+
+def read_labels(session: onnxruntime.InferenceSession) -> tuple[str, ...] | None:
+    """The names of a classifier's classes, in the order of its logits; None for a language model.
+
+    Raises InputError: the file's metadata is damaged.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(LABELS_KEY)
+    if text is None:
+        return None
+    try:
+        labels = parse_json(text)
+    except (ValueError, RecursionError):
+        labels = None
+    n_classes = _named(session.get_outputs(), "logits").shape[-1]
+    if not isinstance(labels, list) or [type(label) for label in labels] != [str] * n_classes:
+        raise InputError("the file's labels are damaged; export it again")
+    return tuple(labels)
+
+
+def read_template(session: onnxruntime.InferenceSession) -> Template | None:
+    """The text around a user's text in each prompt of the file's task; None without one.
+
+    Raises InputError: the file's metadata is damaged.
+    """
+    text = session.get_modelmeta().custom_metadata_map.get(TEMPLATE_KEY)
+    if text is None:
+        return None
+    try:
+        found = parse_json(text)
+        template = Template(found["prefix"], found["suffix"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        template = None
+    if template is None or not all(isinstance(part, str) for part in (template.prefix, template.suffix)):
+        raise InputError("the file's template is damaged; export it again")
+    return template
 
 
 def read_max_length(session: onnxruntime.InferenceSession) -> int | None:

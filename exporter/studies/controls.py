@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from exporter.evidence.controls import Controls
-from exporter.job.build import Clock, Found
+from exporter.job.build import Found
+from exporter.job.clock import Clock
 from exporter.job.plan import Plan
 from exporter.studies.control_cuts import Subject, try_each_unit, try_random, try_without
 from exporter.studies.control_searches import try_resampled, try_shuffled

@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor
 
 from exporter.circuit import Ablation, Circuit, Decision, SearchRecord
-from exporter.evidence.evaluate import AnswerLogits, Evaluation, evaluate_circuit, evaluate_dense
+from exporter.evidence.evaluate import AnswerLogits, evaluate_circuit, evaluate_dense
+from exporter.evidence.figures import Evaluation
 from exporter.job.command import write_command
 from exporter.job.options import Job
 from exporter.job.plan import Plan, prepare

@@ -18,9 +18,10 @@ from exporter.tasks.dataset import Dataset
 from exporter.tasks.encoding import Encoder, Example, Ids
 from exporter.tasks.leaks import Near, describe_leaks, find_near, refuse_leaks, sum_up_leaks
 from exporter.tasks.lines import MOST_LINES, SUFFIXES, DataFileError, LineError, Problem
-from exporter.tasks.records import Record, read_records
+from exporter.tasks.records import SETS, Record, read_records
 from exporter.tasks.splits import check_classes, cut_sets, describe_unlabelled, describe_unused, drop_duplicates
 from exporter.tasks.task import MOST_READINGS, NO_LIMITS, Limits, SplitSizes, TaskData
+from exporter.tasks.template import Template, find_template
 from exporter.tasks.tokenizer import Tokenizer
 from exporter.tasks.twins import find_twins
 
@@ -124,6 +125,8 @@ def _stack_task(
     """The sets as tensors, with the parameters that it takes to build them again."""
     stacked = stack_examples(sets, special["pad_id"])
     prompts = {name: len(dataset) for name, dataset in stacked.items()}
+    template = _find_template(sets)
+    read = sets["test"][:MOST_READINGS] if template is None else [row for name in SETS for row in sets[name]]
     return TaskData(
         task=task,
         parameters={**parameters, "prompts": prompts, **special},
@@ -133,11 +136,19 @@ def _stack_task(
         ood={name.removeprefix("ood:"): dataset for name, dataset in stacked.items()},
         notes=notes,
         readings=tuple(
-            (example.record.prompt, example.prompt_ids)
-            for example in sets["test"][:MOST_READINGS]
-            if isinstance(example.record.prompt, str)
+            (example.record.prompt, example.prompt_ids) for example in read if isinstance(example.record.prompt, str)
         ),
+        template=template,
     )
+
+
+def _find_template(sets: Mapping[str, Sequence[Example]]) -> Template | None:
+    """The text around a user's text in all prompts of the main sets; None where some are given as tokens."""
+    prompts = {name: [example.record.prompt for example in sets[name]] for name in SETS}
+    texts = {name: [prompt for prompt in prompts[name] if isinstance(prompt, str)] for name in SETS}
+    if texts != prompts:
+        return None
+    return find_template(texts["patching"], [*texts["selection"], *texts["test"]])
 
 
 def _find_pad(tokenizer: Tokenizer, limits: Limits) -> int:

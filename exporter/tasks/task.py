@@ -10,6 +10,7 @@ import torch
 
 from exporter.errors import InputError
 from exporter.tasks.dataset import Dataset, count_shared
+from exporter.tasks.template import Template
 from exporter.tasks.tokenizer import Tokenizer
 
 MOST_READINGS = 64  # prompts that a task keeps as text, so that a bundle's tokenizer can be compared with them
@@ -60,7 +61,8 @@ class TaskData:
 
     input_ids, answer_ids: all token ids that prompts and answers of the task can have, in rising order, those of
     the sets at least. notes: what there is to warn of. readings: some test prompts as text, each with what the model
-    reads of it.
+    reads of it; with a template all prompts of the main sets. template: the text around a user's text, where all
+    prompts of the main sets have the same.
     """
 
     task: str
@@ -73,6 +75,7 @@ class TaskData:
     answer_ids: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     readings: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    template: Template | None = None
 
     def __post_init__(self) -> None:
         sets = (self.patching, self.selection, self.test, *self.ood.values())

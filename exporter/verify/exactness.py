@@ -8,7 +8,7 @@ twice: in one call, and with the last tokens one by one, as a decoder calls it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,33 +20,27 @@ from exporter.checks import require_type
 from exporter.circuit import Circuit
 from exporter.errors import ExactnessError, InputError
 from exporter.files.onnx_file import OnnxFile, count_bytes, is_external, read_external, read_onnx
+from exporter.graph.guards import IN_SCOPE, SCOPE_DISTANCE
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope, measure_scope
 from exporter.rewrite.replacements import Replacements
 from exporter.rewrite.surgery import Surgery, plan_surgery
-from exporter.runtime.session import open_session, read_answer_ids, read_form, run_in_steps, run_logits
+from exporter.runtime.session import open_session, read_answer_ids, read_form, run_guards, run_in_steps, run_logits
 from exporter.tasks.dataset import Dataset
+from exporter.verify.figures import Exactness
 from exporter.verify.oracle import hooked_logits, record_replacements
 
 if TYPE_CHECKING:
     import onnxruntime
 
 TOLERANCE = 1e-4
+SCOPE_TOLERANCE = 1e-3  # of a squared distance, in its own size where that is above 1
 ORDINARY_SCALE = 30.0  # largest |logit| for which the tolerance is absolute; larger ones have larger rounding errors
 MOST_PROMPTS = 200  # the first prompts, which are compared at every position
 SINGLE_TOKENS = 3  # last tokens that a file with past gets one by one, after one call with all others
 _SMALL = 4096  # bytes; weights up to this size stay in the checked graph, since shape inference may need their values
 _CHUNK = 32  # prompts at once: logits of all three implementations, at every position, are in memory
-
-
-@dataclass(frozen=True)
-class Exactness:
-    """Largest absolute differences of logits, the limit for both, and the number of prompts compared."""
-
-    hooked_vs_rewritten: float
-    rewritten_vs_onnx: float
-    limit: float
-    prompts: int
 
 
 def verify_export(
@@ -82,12 +76,14 @@ def verify_surgery(
     *,
     patching: Dataset,
     prompts: Dataset,
+    scope: Scope | None = None,
 ) -> Exactness:
     """Compare the hooked model, `rewritten` and the file at `path` on the first 200 prompts, padding left out.
 
     The hooks record their own means over `patching`, which must equal the surgery's. The limit for absolute differences
     of logits is 1e-4, times largest |logit| / 30 if that is above 1. Top tokens must be the same at every position,
-    unless their logits are within twice the limit. Raises ExactnessError: one of these fails, or the ONNX checker does.
+    unless their logits are within twice the limit. With a `scope`, the file's guard must say what `measure_scope` does:
+    distances to 0.1 %, verdicts but at the limit. Raises ExactnessError: one of these fails, or the ONNX checker does.
     Raises InputError: an argument has the wrong type, or there is no such file.
     """
     for name, given, kind in (("rewritten", rewritten, CircuitModel), ("prompts", prompts, Dataset)):
@@ -110,6 +106,8 @@ def verify_surgery(
             n_pos = logits.shape[1]  # all positions, or the last ones
             expected, shown = ours[:, -n_pos:, tokens], real[:, -n_pos:]
             pairs["rewritten_vs_onnx"].add(expected[shown], logits[shown])
+        if scope is not None:
+            _check_scope(session, part, measure_scope(rewritten, scope, ids, mask))
     for name, difference in pairs.items():
         difference.require(name, len(prompts), remedy=find_remedy(surgery.circuit))
     return Exactness(
@@ -134,6 +132,21 @@ def _record_again(model: LanguageModel, surgery: Surgery, patching: Dataset) -> 
                 f"no file was left. {find_remedy(surgery.circuit)}"
             )
     return ours
+
+
+def _check_scope(session: onnxruntime.InferenceSession, part: Dataset, expected: Tensor) -> None:
+    """Raise ExactnessError where the file's guard says otherwise than `expected`, squared distances of (prompt,)."""
+    mask = None if part.mask is None else part.mask.numpy()
+    found = {name: torch.from_numpy(array) for name, array in run_guards(session, part.input_ids.numpy(), mask).items()}
+    apart = (found[SCOPE_DISTANCE] - expected).abs() / (1 + expected)
+    at_limit = (expected - 1).abs() <= SCOPE_TOLERANCE
+    if not float(apart.max()) <= SCOPE_TOLERANCE:
+        raise ExactnessError(
+            f"rewritten vs onnx: the guard's distances differ by {float(apart.max()):.2g} of their size, allowed is "
+            f"{SCOPE_TOLERANCE:g}; no file was left. Leave --guard out"
+        )
+    if not bool((at_limit | (found[IN_SCOPE] == (expected <= 1))).all()):
+        raise ExactnessError("rewritten vs onnx: the guard's verdicts differ; no file was left. Leave --guard out")
 
 
 def _run_file(session: onnxruntime.InferenceSession, part: Dataset) -> Iterator[Tensor]:

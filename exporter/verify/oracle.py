@@ -67,13 +67,15 @@ def record_replacements(
                 handles.append(_on_input(family.mlp_output(block), partial(add_up, f"neurons.{layer}")))
             for handle in handles:
                 stack.callback(handle.remove)
-        for part in patching.split(CHUNK):
+        for part in patching.take(patching.order_by_length()).split(CHUNK):
             real = torch.ones_like(part.input_ids, dtype=torch.bool) if part.mask is None else part.mask
+            padding = int((~real).all(0).sum())  # on the left of all these prompts: nothing is computed there
+            real, input_ids = real[:, padding:], part.input_ids[:, padding:]
             rows = find_rows(real, ablation.align, patching.length)
             one_hot = torch.nn.functional.one_hot(rows, patching.length) * real[..., None]  # (prompt, token, pos)
             now["by_position"] = one_hot.flatten(0, 1).T.double()  # (pos, prompt * token)
             counts += now["by_position"].sum(1)
-            hf(**hf_inputs(part.input_ids, part.mask), logits_to_keep=1)
+            hf(**hf_inputs(input_ids, None if real.all() else real), logits_to_keep=1)
 
     def reduce(name: str, parts: list[Tensor]) -> Tensor:
         table = _average(torch.stack(parts).sum(0), counts, ablation)  # (pos or 1, features)

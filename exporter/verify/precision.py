@@ -6,7 +6,6 @@ is measured here, on the test set, and a file with too large an error is refused
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -19,8 +18,9 @@ from exporter.metrics import Answers, measure
 from exporter.metrics.statistics import Accuracy, weighted_mean
 from exporter.network.model import CircuitModel
 from exporter.rewrite.replacements import CHUNK
-from exporter.runtime.session import read_answer_ids, run_logits
+from exporter.runtime.session import read_answer_ids, read_vocab_size, run_logits
 from exporter.tasks.dataset import Dataset
+from exporter.verify.figures import Mates, Served
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -30,25 +30,9 @@ MOST_LOSS = 0.01  # largest change of accuracy, up or down
 # mean KL(fp32 circuit || file) in nats. int8 files of the bundled tasks have 0.0001 to 0.0005 (their circuits have 0.11
 # to 0.13 from the dense model); int8 files of SmolLM2's acronym and ioi, which lose accuracy, have 0.025 to 0.19
 MOST_KL = 0.01
+MATES = 32  # prompts of the batches that batches of one are compared with
+MOST_MATED = 256  # prompts of this comparison
 _MEASURED = ("accuracy", "reference_accuracy", "agreement", "same_verdict", "kl")
-
-
-@dataclass(frozen=True)
-class Served:
-    """How a file answers n held-out prompts, compared with the circuit in fp32 over the same answers.
-
-    agreement: share of prompts on which both give the same answer, right or wrong. same_verdict: share on which both
-    are right or both wrong. largest_difference: the largest absolute difference of logits. kl: mean KL(circuit || file)
-    over answer positions, in nats. same_verdict and kl are None in older manifests, which lack them.
-    """
-
-    n: int
-    accuracy: Accuracy
-    circuit_accuracy: float
-    agreement: float
-    largest_difference: float
-    same_verdict: float | None = None
-    kl: float | None = None
 
 
 @torch.inference_mode()
@@ -83,6 +67,28 @@ def evaluate_file(session: onnxruntime.InferenceSession, circuit: CircuitModel, 
     )
 
 
+@torch.inference_mode()
+def compare_batches(session: onnxruntime.InferenceSession, dataset: Dataset) -> Mates:
+    """Compare the answers to a set's first prompts, each alone, with those in batches of `MATES`.
+
+    Raises InputError: a prompt is one that the file refuses.
+    """
+    found = read_answer_ids(session)
+    answer_ids = None if found is None else torch.from_numpy(found)
+    by_token = partial(_by_token, answer_ids=answer_ids, n_tokens=read_vocab_size(session))
+    some = dataset[:MOST_MATED]
+    alone = torch.cat([_answer_logits(session, part) for part in some.split(1)])  # (prompt, step, vocab or answer)
+    mated = torch.cat([_answer_logits(session, part) for part in some.split(MATES)])
+    values = measure([Answers(some, mated, alone, by_token)], ("agreement", "same_verdict"))
+    return Mates(
+        n=len(some),
+        batch=min(MATES, len(some)),
+        largest_difference=float((alone - mated).abs()[some.counted].max()),
+        changed=1 - Accuracy.of_values(values["agreement"]).accuracy,
+        verdict_changed=1 - Accuracy.of_values(values["same_verdict"]).accuracy,
+    )
+
+
 def is_near(served: Served) -> bool:
     """Whether a file in reduced precision answers like the circuit in fp32: same_verdict, accuracy and kl.
 
@@ -97,15 +103,27 @@ def is_near(served: Served) -> bool:
 
 
 def require_precision(served: Served, options: GraphOptions) -> None:
-    """Raises ExactnessError: a file in reduced precision is too far from the circuit. Does nothing for fp32."""
-    if options.precision == "fp32" or is_near(served):
+    """Raises ExactnessError: a file in reduced precision is too far from the circuit. Does nothing for fp32.
+
+    So is one whose prompts are right or wrong by their batch-mates.
+    """
+    if options.precision == "fp32":
         return
-    raise ExactnessError(
-        f"in {options.precision} the circuit is right or wrong as in fp32 on {served.same_verdict:.1%} of {served.n} "
-        f"test prompts ({LEAST_SAME:.0%} are needed), with accuracy {served.accuracy.accuracy:.1%} where fp32 has "
-        f"{served.circuit_accuracy:.1%}, {served.kl:.2g} nats from it ({MOST_KL:g} at most); no file was left: "
-        f"{find_remedy(options)} --precision fp32"
-    )
+    if not is_near(served):
+        raise ExactnessError(
+            f"in {options.precision} the circuit is right or wrong as in fp32 on {served.same_verdict:.1%} of "
+            f"{served.n} test prompts ({LEAST_SAME:.0%} are needed), with accuracy {served.accuracy.accuracy:.1%} "
+            f"where fp32 has {served.circuit_accuracy:.1%}, {served.kl:.2g} nats from it ({MOST_KL:g} at most); no "
+            f"file was left: "
+            f"{find_remedy(options)} --precision fp32"
+        )
+    mates = served.mates
+    if mates is not None and not mates.verdict_changed <= 1 - LEAST_SAME + 1e-9:
+        raise ExactnessError(
+            f"in {options.precision} {mates.verdict_changed:.1%} of {mates.n} test prompts are right or wrong by what "
+            f"other prompts are in their batch of {mates.batch} ({1 - LEAST_SAME:.0%} may be); no file was left: "
+            f"{find_remedy(options)} --precision fp32"
+        )
 
 
 def find_remedy(options: GraphOptions) -> str:

@@ -180,7 +180,7 @@ class TestWriting:
         arguments = (*self.arguments(tmp_path, make_checkpoint), "--bundle", tmp_path / "b")
         out = run.succeeds(*arguments, "--json")
         assert out == (tmp_path / "b" / "model.json").read_text()
-        assert Manifest.from_json(out).onnx.inputs == {"input_ids": ["batch", "sequence"]}
+        assert Manifest.from_json(out).onnx.inputs == {"input_ids": ["batch_size", "sequence_length"]}
         run.fails(3, "b exists; give --force to replace it", *arguments)
         assert f"wrote {tmp_path / 'b'}" in run.succeeds(*arguments, "--force", "--with-past")
         assert len(Manifest.load(tmp_path / "b" / "model.json").onnx.inputs) == 6

@@ -17,7 +17,7 @@ from exporter.evidence.controls import (
     UnitWorth,
     describe_controls,
 )
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.sentences import describe_sets, describe_unseen, is_below
 from exporter.metrics.statistics import Accuracy, Paired
 

@@ -12,16 +12,8 @@ from tiny import make_model, make_prompts
 from torch import Tensor
 
 from exporter.errors import InputError
-from exporter.evidence.showing import (
-    SCALE,
-    ShownAttention,
-    ShownHead,
-    choose_ranks,
-    show_attention,
-    show_prompts,
-    write_after,
-    write_tokens,
-)
+from exporter.evidence.showing import choose_ranks, show_attention, show_prompts, write_after, write_tokens
+from exporter.evidence.shown import SCALE, ShownAttention, ShownHead
 from exporter.tasks.dataset import Dataset
 
 

@@ -49,8 +49,8 @@ def export(run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]) -> Ca
 
 
 def test_the_last_position_is_the_default(export: Callable[..., Manifest]) -> None:
-    assert export().onnx.outputs == {"logits": ["batch", 1, 50257]}
-    assert export("--logits", "all").onnx.outputs == {"logits": ["batch", 11, 50257]}
+    assert export().onnx.outputs == {"logits": ["batch_size", 1, 50257]}
+    assert export("--logits", "all").onnx.outputs == {"logits": ["batch_size", 11, 50257]}
 
 
 def test_answers_and_the_tasks_vocabulary(export: Callable[..., Manifest], tmp_path: Path, run: Run) -> None:
@@ -59,9 +59,9 @@ def test_answers_and_the_tasks_vocabulary(export: Callable[..., Manifest], tmp_p
     letters = [32 + i for i in range(26)]
     assert set(manifest.export.answer_ids) < set(letters)
     assert manifest.onnx.outputs == {
-        "logits": ["batch", 1, len(manifest.export.answer_ids)],
+        "logits": ["batch_size", 1, len(manifest.export.answer_ids)],
         "answer_token_ids": [len(manifest.export.answer_ids)],
-        "in_vocabulary": ["batch"],
+        "in_vocabulary": ["batch_size"],
     }
     assert manifest.export.opening == 2  # <|endoftext|>The
     assert manifest.export.vocabulary is not None and 100 < manifest.export.vocabulary < 2000
@@ -79,6 +79,30 @@ def test_answers_and_the_tasks_vocabulary(export: Callable[..., Manifest], tmp_p
         run_logits(session, ids)
 
 
+def test_a_task_is_a_classifier(export: Callable[..., Manifest], tmp_path: Path, run: Run) -> None:
+    manifest = export("--logits", "classes", "--vocab", "task")
+    info = manifest.export
+    assert manifest.onnx.outputs == {"logits": ["batch", len(info.labels)], "in_vocabulary": ["batch"]}
+    assert info.labels == [chr(token - 32 + ord("A")) for token in info.answer_ids]
+    assert Origin.read(tmp_path / "m.onnx").options.labels == tuple(info.labels)
+    assert info.served.agreement == 1.0 and info.served.n == 30
+    assert "is exact on 30 prompts" in run.succeeds("verify", tmp_path / "m.onnx")
+    examples = json.loads(read_metadata(tmp_path / "m.onnx")[EXAMPLES_KEY])
+    prompt = load_model("bundled").tokenizer.decode(examples["input_ids"][0])  # type: ignore[union-attr]
+    found = json.loads(run.succeeds("run", tmp_path / "m.onnx", prompt, "--json"))
+    assert run.succeeds("run", tmp_path / "m.onnx", prompt) == found["label"] + "\n"
+    assert info.answer_ids[info.labels.index(found["label"])] == examples["answers"][0]
+    assert set(found["scores"]) == set(info.labels) and found["scores"][found["label"]] == max(found["scores"].values())
+
+
+@pytest.mark.parametrize("last", [("--out", "m.onnx"), ("--dry-run",)], ids=" ".join)
+def test_classes_are_for_answers_of_one_token(last: tuple[str, str], run: Run, tmp_path: Path) -> None:
+    run.fails(
+        3, "--logits classes is for answers of one token, and those of acronym have up to 3; take --logits answers",
+        "--task", "acronym", "--letters", "3", "--logits", "classes", *SMALL, *last,
+    )  # fmt: skip
+
+
 def test_the_examples_are_those_that_rounding_changes_least() -> None:
     dense = make_dense().dense
     ids = torch.randint(len(dense.W_E), (40, 5), generator=torch.Generator().manual_seed(0))
@@ -91,12 +115,18 @@ def test_the_examples_are_those_that_rounding_changes_least() -> None:
     assert one["answers"] == [3] * N_EXAMPLES
 
 
-@pytest.mark.parametrize("options", [(), ("--int8-scales", "token"), ("--target", "ort")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [("--int8-weights", "int7"), ("--int8-scales", "token"), ("--target", "ort")], ids=" ".join
+)
 def test_int8(options: tuple[str, ...], export: Callable[..., Manifest], tmp_path: Path, run: Run) -> None:
     manifest = export("--precision", "int8", *options, "--vocab", "task", "--logits", "answers")
     info = manifest.export
     assert (info.precision, info.scales) == ("int8", "token" if "token" in options else "tensor")
     assert info.batch_dependent == ("token" not in options)
+    assert (info.weight_type, info.processors) == ("int7" if "int7" in options else "uint8", "all")
+    mates = info.served.mates
+    assert mates is not None and (mates.n, mates.batch, mates.changed) == (30, 30, 0.0)
+    assert (mates.largest_difference < 1e-4) == ("token" in options)
     assert 0 < info.served.largest_difference < 1 and info.served.agreement >= 0.99
     assert manifest.exactness.rewritten_vs_onnx <= manifest.exactness.limit  # of the same graph in fp32
     domains = {node.domain for node in onnx.load(tmp_path / "m.onnx").graph.node}
@@ -158,8 +188,10 @@ def test_bf16_needs_cuda(tmp_path: Path, run: Run) -> None:
     ("options", "message"),
     [
         (("--int8-scales", "token"), "for --precision int8, not fp32"),
+        (("--int8-weights", "int7"), "for --precision int8, not fp32"),
         (("--external-data", "--bundle", "b"), "leave one of them out"),
         (("--logits", "some"), "Invalid value"),
+        (("--logits", "classes", "--with-past"), "--logits classes answers once; leave one of them out"),
     ],
 )
 def test_options_that_do_not_go_together(options: tuple[str, ...], message: str, run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from tiny import make_model, make_prompts
 
 from exporter.circuit import Circuit, Head
 from exporter.errors import InputError
-from exporter.graph.export import describe_onnx, export_onnx, read_metadata
+from exporter.graph.description import describe_onnx
+from exporter.graph.export import export_onnx, read_metadata
 from exporter.rewrite.surgery import rewrite_model
 
 
@@ -18,10 +19,10 @@ def test_opset_ir_version_names_and_metadata(tmp_path: Path) -> None:
     model = rewrite_model(make_model(), Circuit(heads=(Head(0, 1),), mlps=(1,)), make_prompts(5, 4))
     found = export_onnx(model, tmp_path / "m.onnx", metadata={"key": "value"})
     assert (found.opset, found.ir_version) == (20, 10)
-    assert (found.inputs, found.outputs) == ({"input_ids": ["batch", 4]}, {"logits": ["batch", 4, 37]})
+    assert (found.inputs, found.outputs) == ({"input_ids": ["batch_size", 4]}, {"logits": ["batch_size", 4, 37]})
     proto = onnx.load(tmp_path / "m.onnx")
     assert {node.domain for node in proto.graph.node} == {""}
-    assert found.nodes == len(proto.graph.node) == 25  # 2 embed, 12 attention with its table, 7 MLP, 4 unembed
+    assert found.nodes == len(proto.graph.node) == 27  # 4 embed, 12 attention with its table, 7 MLP, 4 unembed
     assert read_metadata(tmp_path / "m.onnx") == {
         "key": "value",
         "export_circuit.max_length": "4",

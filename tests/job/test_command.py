@@ -40,6 +40,7 @@ def read_command(command: str) -> Job:
         {"budget": Budget(min_accuracy="-2pt", max_latency_ms=3.5, batch=8, threads=1), "heal": "refit"},
         {"budget": Budget(max_params="3%", max_kl=0.1), "teacher": "both", "sizes": SplitSizes(30, 40, 50)},
         {"circuit": Path("c.json"), "with_past": True, "precision": "int8", "scales": "token", "target": "ort"},
+        {"precision": "int8", "scales": "tensor", "weights": "int7"},
         {"logits": "answers", "vocab": "task", "external_data": True, "revision": "v1", "model": "org/it's"},
         {"task": "acronym", "parameters": {"letters": 3}, "ablation": Ablation(align="right")},
     ],

@@ -20,7 +20,8 @@ from nursery import Nursery
 from tiers import as_slow, thin
 
 from exporter.circuit import Circuit
-from exporter.graph.export import OnnxDescription, export_onnx
+from exporter.graph.description import OnnxDescription
+from exporter.graph.export import export_onnx
 from exporter.job import build
 from exporter.job.options import Job
 from exporter.job.plan import prepare
@@ -155,7 +156,7 @@ def test_json_prints_the_manifest_and_nothing_else(
     manifest = Manifest.from_json(out)
     assert manifest.circuit["heads"] == [[0, 1]]
     assert manifest.circuit["order"] == "given"
-    assert manifest.onnx.inputs == {"input_ids": ["batch", "sequence"]}
+    assert manifest.onnx.inputs == {"input_ids": ["batch_size", "sequence_length"]}
 
 
 def test_quiet_prints_nothing_and_seed_changes_the_prompts(

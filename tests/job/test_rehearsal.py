@@ -28,7 +28,7 @@ from exporter.job.plan import prepare
 from exporter.job.run import check_job, run_job
 from exporter.outputs import bundle as outputs
 from exporter.outputs.manifest import Manifest
-from exporter.outputs.targets import TARGETS
+from exporter.outputs.targets import TARGETS, BundleTarget
 from exporter.tasks import SplitSizes
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,8 @@ CORE = {"shape": SHAPES, "with_past": (False, True), "logits": ("answers", "all"
 REST: dict[str, tuple[Any, ...]] = {
     "outputs": ("out", "bundle", "both"),
     "precision": ("fp32", "int8", "fp16"),
-    "scales": ("tensor", "token"),
+    "scales": (None, "tensor", "token"),
+    "weights": ("uint8", "int7"),
     "target": ("portable", "ort"),
     "external_data": (False, True),
     "mlps": (True, False),
@@ -133,7 +134,7 @@ def draw_flags(core: dict[str, Any], draw: random.Random) -> dict[str, Any]:
         for name in ALONE if flags["circuit"] else ():
             del flags[name]
         if flags["precision"] != "int8":
-            del flags["scales"]
+            del flags["scales"], flags["weights"]
         if flags["outputs"] == "both":
             del flags["external_data"]
         if flags.get("ablation") == "zero" or flags.get("mean") == "global":
@@ -224,11 +225,14 @@ def test_each_stage_is_rehearsed(
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_each_target_is_rehearsed(target: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_shape: object) -> dict[str, str]:
-        raise InputError("this target refuses")
+    def fail(_shape: object) -> dict[str, str]:
+        raise InputError("this target fails")
 
-    monkeypatch.setitem(TARGETS, target, refuse)
-    refuse_both(make_job(folder, tmp_path, outputs="bundle", alpha=0.05), "this target refuses", monkeypatch)
+    job = replace(make_job(folder, tmp_path, outputs="bundle", alpha=0.05), targets=(target,))
+    monkeypatch.setitem(TARGETS, target, BundleTarget(fail))
+    refuse_both(job, "this target fails", monkeypatch)
+    monkeypatch.setitem(TARGETS, target, BundleTarget(lambda _: {}, refuse=lambda _: "needs another model"))
+    refuse_both(job, f"^--for {target} needs another model$", monkeypatch)
 
 
 def test_prompts_of_several_lengths_are_timed_with_their_mask(folder: Path, tmp_path: Path) -> None:

@@ -27,13 +27,13 @@ from exporter.metrics.statistics import Accuracy
 from exporter.network.model import CircuitModel
 from exporter.outputs.manifest import Manifest
 from exporter.rewrite.surgery import rewrite_model
-from exporter.runtime.session import has_int8_sums, open_session, run_logits
+from exporter.runtime.session import open_session, run_logits
 from exporter.search.rules import Budget
 from exporter.tasks.dataset import Dataset
-from exporter.verify.precision import Served
+from exporter.verify.figures import Served
 
 WHOLE = Circuit((Head(0, 0), Head(0, 1), Head(1, 0), Head(1, 1)), (0, 1), Ablation(by="global"))
-INT8 = GraphOptions(logits="last", precision="int8", scales="token", weight_type="int8" if has_int8_sums() else "uint8")
+INT8 = GraphOptions(logits="last", precision="int8", scales="token")
 
 
 def spoil(tensors: Mapping[str, torch.Tensor], part: str) -> None:

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bundles import EVEN, UNEVEN, decode, make_bundle, make_dense, make_tokenizer, run_script, to_text
 from tiny import VARIANTS, VOCAB
@@ -16,8 +17,9 @@ from exporter.circuit import Ablation
 from exporter.errors import InputError
 from exporter.graph.options import Form
 from exporter.outputs.bundle import is_bundle
-from exporter.outputs.card import find_licence
+from exporter.outputs.front_matter import find_licence
 from exporter.outputs.manifest import Manifest, hash_file
+from exporter.runtime.session import open_session
 
 PROMPT = [3, 1, 4, 1, 5, 9]
 COMMON = {"README.md", "config.json", "generation_config.json", "model.json", "model.onnx", "run.py"}
@@ -99,7 +101,7 @@ def test_its_configuration_is_the_dense_models_with_what_changed(
     else:
         assert (config.num_attention_heads, config.hidden_size) == (4, 16)
     generation = GenerationConfig.from_pretrained(bundle.folder)
-    assert (generation.max_length, generation.eos_token_id, generation.do_sample) == (6, 0, False)
+    assert (generation.max_length, generation.eos_token_id, generation.do_sample) == (7, 0, False)  # one follows
     if family != "qwen2":  # whose own kind of tokenizer transformers expects there
         assert AutoTokenizer.from_pretrained(bundle.folder)("w3 w4")["input_ids"] == [3, 4]
 
@@ -110,6 +112,36 @@ def test_its_tokenizer_cuts_and_pads_nothing(tmp_path: Path) -> None:
     assert Tokenizer.from_file(str(folder / "tokenizer.json")).encode("w5 w6 w7").ids == [5, 6, 7]
     with pytest.raises(InputError, match=r"the tokenizer of tiny has no tokenizer\.json"):
         make_bundle(tmp_path / "c", model=replace(model, tokenizer=None))
+
+
+MIXED = [[3, 1, 4, 1, 5, 9], [2, 6], [7]]
+
+
+@pytest.mark.parametrize("form", ["masked", "past"])
+def test_a_batch_of_mixed_lengths_by_its_tokenizer_alone_is_right(form: Form, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    bundle = make_bundle(tmp_path / "b", form=form)
+    tokenizer = AutoTokenizer.from_pretrained(bundle.folder)
+    assert tokenizer.model_max_length == 24
+    feeds = dict(tokenizer([to_text(prompt) for prompt in MIXED], padding=True, return_tensors="np"))
+    session = open_session(bundle.folder / "model.onnx")
+    past = [value for value in session.get_inputs() if value.name.startswith("past")]
+    feeds |= {value.name: np.zeros((3, value.shape[1], 0, value.shape[3]), np.float32) for value in past}
+    found = session.run(["logits"], feeds)[0][:, -1].argmax(-1).tolist()
+    assert found == [decode(bundle.rewritten, prompt, 1)[0] for prompt in MIXED]
+
+
+def test_a_plain_models_tokenizer_pads_nothing_and_gives_what_the_graph_takes(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = "w0"
+    folder = make_bundle(tmp_path / "b", form="plain", model=replace(make_dense(), tokenizer=tokenizer)).folder
+    read = AutoTokenizer.from_pretrained(folder)
+    assert list(read(to_text(MIXED[0]))) == ["input_ids"]
+    with pytest.raises(ValueError, match="does not have a padding token"):
+        read([to_text(prompt) for prompt in MIXED], padding=True)
 
 
 @pytest.mark.parametrize("wrong", [-1, VOCAB, 10**9])
@@ -158,7 +190,7 @@ def test_its_card_has_the_figures_and_how_to_run_it(tmp_path: Path) -> None:
     plain = (make_bundle(tmp_path / "d", form="plain").folder / "README.md").read_text()
     assert "use_cache=False" in plain and "genai" not in plain
     pinned = (make_bundle(tmp_path / "e", form="plain", ablation=Ablation()).folder / "README.md").read_text()
-    assert "exactly 6 tokens" in pinned and "cannot generate" in pinned
+    assert "exactly 6 tokens" in pinned and "it generates one token" in pinned
 
 
 def test_the_licence_is_known_or_read_or_not_said(tmp_path: Path) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import EVEN, UNEVEN, Bundle, decode, make_bundle, make_dense
+from bundles import EVEN, UNEVEN, Bundle, decode, make_bundle, make_dense, make_tokenizer, to_text
 from tiny import VARIANTS
+from tokenizers import processors
+from waits import HANG
 
 from exporter.circuit import Head
 from exporter.runtime.generate import generate_greedy
@@ -67,3 +72,36 @@ def test_its_names_are_those_of_the_file(family: str, tmp_path: Path) -> None:
     assert [value.name for value in session.get_outputs()] == names
     assert session.get_inputs()[2].shape[3] == decoder["head_size"]
     assert (model["context_length"], model["vocab_size"]) == (24, 37)
+
+
+def test_the_cards_lines_run_and_begin_a_text_as_the_tokenizer_does(tmp_path: Path) -> None:
+    """Its own tokenizer begins no text with a special token: the card's lines take the bundle's."""
+    pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    tokenizer = make_tokenizer()
+    first = processors.TemplateProcessing(single="w3 $A", special_tokens=[("w3", 3)])
+    tokenizer.backend_tokenizer.post_processor = first
+    bundle = make_bundle(tmp_path / "b", model=replace(make_dense(), tokenizer=tokenizer), targets=["genai"])
+    card = (bundle.folder / "README.md").read_text()
+    start = card.index("    import numpy, onnxruntime_genai")
+    lines = [line[4:] for line in card[start:].splitlines() if line.startswith("    ")][:6]
+    script = "\n".join(lines).replace("a prompt", to_text(PROMPT[1:]))
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=bundle.folder, capture_output=True, text=True, timeout=HANG, check=False
+    )
+    expected = decode(bundle.rewritten, PROMPT, 19)
+    expected = expected[: expected.index(0)] if 0 in expected else expected
+    assert done.stdout.split() == to_text([*PROMPT, *expected]).split(), done.stderr
+
+
+def test_prompts_of_one_length_share_a_batch(tmp_path: Path) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    bundle, prompts = make_bundle(tmp_path / "b", heads=UNEVEN), [PROMPT, [2, 6, 5, 3, 5]]
+    model = genai.Model(str(bundle.folder))
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(do_sample=False, max_length=8, batch_size=2)
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(np.array(prompts, np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    for row, prompt in enumerate(prompts):
+        assert list(map(int, generator.get_sequence(row)))[5:] == decode(bundle.rewritten, prompt, 3)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
 import torch
-from bundles import EVEN, UNEVEN, decode, make_bundle
+from bundles import EVEN, UNEVEN, decode, make_bundle, to_text
 from tiny import VARIANTS, make_model, make_prompts
 
 from exporter.circuit import Ablation, Circuit, Head
+from exporter.errors import InputError
 from exporter.graph.export import export_onnx
-from exporter.graph.options import Form
+from exporter.graph.options import Form, GraphOptions
 from exporter.rewrite.surgery import rewrite_model
 
 ort_models = pytest.importorskip("optimum.onnxruntime", reason="needs the extra 'optimum' and transformers 4.57")
@@ -70,6 +72,8 @@ def test_it_cannot_generate_with_layers_that_differ_and_the_card_says_so(tmp_pat
     with pytest.raises(Exception, match="Got invalid dimensions"):
         generate(bundle.folder, [3, 1, 4], 2, use_cache=True, use_io_binding=False)
     assert "Optimum cannot generate with it" in (bundle.folder / "README.md").read_text()
+    with pytest.raises(InputError, match="--for optimum makes the past of every layer alike"):
+        make_bundle(tmp_path / "c", form="past", heads=UNEVEN, targets=["optimum"])
 
 
 def test_it_stops_by_itself_where_the_bundle_says(tmp_path: Path) -> None:
@@ -79,3 +83,57 @@ def test_it_stops_by_itself_where_the_bundle_says(tmp_path: Path) -> None:
     found = model.generate(ids, attention_mask=torch.ones_like(ids))[0, 5:].tolist()
     free = decode(bundle.rewritten, [3, 1, 4, 1, 5], 19)
     assert found == (free[: free.index(0) + 1] if 0 in free else free)
+
+
+@pytest.mark.parametrize("form", ["plain", "past"])
+def test_a_prompt_as_long_as_the_model_knows_is_followed_by_one_token(form: Form, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", form=form, heads=EVEN, ablation=Ablation(), targets=["optimum"])
+    model = ort_models.ORTModelForCausalLM.from_pretrained(bundle.folder, use_cache=form == "past")
+    ids = torch.tensor([[3, 1, 4, 1, 5, 9]])
+    found = model.generate(ids, attention_mask=torch.ones_like(ids))[0, 6:].tolist()
+    assert found == decode(bundle.rewritten, ids[0].tolist(), 1)
+
+
+@pytest.mark.parametrize(("form", "heads"), [("plain", UNEVEN), ("masked", UNEVEN), ("past", EVEN)])
+def test_it_loads_without_a_warning_but_for_positions(
+    form: Form, heads: tuple[Head, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The graph counts positions by the mask; Optimum calls a model that does not ask for them a legacy one."""
+    bundle = make_bundle(tmp_path / "b", form=form, heads=heads, targets=["optimum"])
+    logging.getLogger("optimum").addHandler(caplog.handler)
+    try:
+        ort_models.ORTModelForCausalLM.from_pretrained(bundle.folder, use_cache=form == "past")
+    finally:
+        logging.getLogger("optimum").removeHandler(caplog.handler)
+    assert ["no `position_ids` input" in record.message for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+@pytest.mark.parametrize("form", ["plain", "masked"])
+def test_a_classifier_runs_in_transformers_own_pipeline(form: Form, family: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, pipeline
+
+    graph = GraphOptions(form=form, logits="classes", answer_ids=(7, 3, 5), labels=("seven", "three", "five"))
+    bundle = make_bundle(tmp_path / "b", family, form, graph=graph, targets=["optimum"])
+    model = ort_models.ORTModelForSequenceClassification.from_pretrained(bundle.folder)
+    tokenizer = AutoTokenizer.from_pretrained(bundle.folder)
+    classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    prompts = [[3, 1, 4, 1, 5, 9], [2, 6], [7]]
+    found = classify([to_text(prompt) for prompt in prompts], batch_size=3 if form == "masked" else 1)
+    for prompt, one in zip(prompts, found, strict=True):
+        logits = bundle.rewritten.next_token_logits(torch.tensor([prompt]))[0, [7, 3, 5]].softmax(-1)
+        assert one["label"] == graph.labels[int(logits.argmax())]
+        assert one["score"] == pytest.approx(float(logits.max()), abs=1e-4)
+
+
+def test_answers_alone_are_refused_since_it_would_take_them_for_other_tokens(tmp_path: Path) -> None:
+    graph = GraphOptions(logits="answers", answer_ids=(7, 3, 5))
+    with pytest.raises(InputError, match="takes each logit for the token of its number"):
+        make_bundle(tmp_path / "b", form="plain", graph=graph, targets=["optimum"])
+
+
+def test_it_finds_the_bundles_own_file_among_others(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", form="plain", targets=["optimum", "triton"])
+    assert generate(bundle.folder, [3, 1], 3, use_cache=False, use_io_binding=False) == decode(
+        bundle.rewritten, [3, 1], 3
+    )

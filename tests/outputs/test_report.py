@@ -14,7 +14,7 @@ from manifests import DATA
 from reports import HOSTILE, make_comparison, make_data
 
 from exporter.errors import InputError
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.metrics.statistics import Accuracy
 from exporter.outputs.bundle import make_output_set, open_outputs
 from exporter.outputs.manifest import Manifest

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,6 @@ from exporter.outputs.report.others import Comparison
 
 pytestmark = pytest.mark.slow
 WIDE, PHONE = 1180, 390
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`: playwright is not installed")
-    names = (os.environ.get("EXPORT_CIRCUIT_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
-    chromium = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if chromium is None:
-        pytest.skip("no Chromium on the path; apt-get install chromium, or set EXPORT_CIRCUIT_CHROMIUM")
-    with api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from exporter.graph.options import GraphOptions
 from exporter.network.model import CircuitModel
 from exporter.outputs.manifest import hash_file
 from exporter.rewrite.surgery import rewrite_model
-from exporter.runtime.session import open_session, read_answer_ids, read_vocab_size, run_logits
+from exporter.runtime.session import open_session, read_answer_ids, read_labels, read_vocab_size, run_logits
 from exporter.tasks.dataset import Dataset
 
 CIRCUIT = Circuit(heads=(Head(0, 1), Head(1, 0)), mlps=(0, 2))
@@ -47,7 +47,10 @@ def test_every_combination_is_exact(family: str, data: st.DataObject, tmp_path_f
     if options.vocabulary is not None:
         assert found["in_vocabulary"].tolist() == [True] * len(prompts)
     if options.logits == "answers":
-        assert tuple(found["answer_token_ids"]) == options.answer_ids == tuple(read_answer_ids(open_session(path)))
+        assert tuple(found["answer_token_ids"]) == options.answer_ids
+    if options.answers_only:
+        assert tuple(read_answer_ids(open_session(path))) == options.answer_ids
+    assert (read_labels(open_session(path)) or ()) == options.labels
 
 
 def make_reduced(folder: Path, **options: Any) -> tuple[Path, CircuitModel, Dataset]:
@@ -120,11 +123,16 @@ def test_external_data_is_a_file_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"logits": "some"}, "choose from all, last, answers"),
-        ({"logits": "answers"}, "go together"),
-        ({"answer_ids": (1,)}, "go together"),
+        ({"logits": "some"}, "choose from all, last, answers, classes"),
+        ({"logits": "answers"}, "give both or neither"),
+        ({"answer_ids": (1,)}, "give both or neither"),
         ({"logits": "answers", "answer_ids": (1, 1)}, "twice"),
         ({"logits": "answers", "answer_ids": (99,)}, "answer_ids has token 99, and this model's go from 0 to 36"),
+        ({"logits": "classes", "answer_ids": (1, 2)}, "there are 0 labels; give 2"),
+        ({"logits": "classes", "answer_ids": (1, 2), "labels": ("a", "a")}, "each once"),
+        ({"logits": "answers", "answer_ids": (1,), "labels": ("a",)}, "there are 1 labels; give 0"),
+        ({"logits": "classes", "answer_ids": (1,), "labels": ("a",)}, "there is one class"),
+        ({"form": "past", "logits": "classes", "answer_ids": (1, 2), "labels": ("a", "b")}, "keeps no past"),
         ({"vocabulary": ()}, "empty"),
         ({"vocabulary": (2, 1)}, "rising order"),
         ({"vocabulary": (1, 37)}, "vocabulary has token 37"),

@@ -82,6 +82,7 @@ KLObjective.price = die
 """
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_circuit_of_one_also_after_one_died(
     tmp_path: Path, make_checkpoint: Callable[..., Path], nursery: Nursery
 ) -> None:

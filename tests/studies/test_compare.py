@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Run
@@ -16,6 +19,7 @@ from exporter.circuit import Ablation
 from exporter.errors import InputError, UsageError
 from exporter.evidence.latency import Effort
 from exporter.graph.options import GraphOptions
+from exporter.job.plan import prepare
 from exporter.metrics.statistics import Accuracy
 from exporter.rewrite.replacements import compute_replacements
 from exporter.search.gates import finest_sites, run_gated
@@ -27,10 +31,13 @@ from exporter.studies.compare import CompareOptions, parse_sizes, run_comparison
 from exporter.studies.compare_record import Comparison, Point, Result, judge
 from exporter.studies.contestants import CONTESTANTS, Candidate, Contestant, Study, cuts, keep_all, searched, student
 from exporter.studies.contestants.cuts import score_magnitude, score_randomly, score_taylor
+from exporter.studies.contestants.embeddings import pool_embeddings
+from exporter.studies.contestants.pooled import PooledSystem, pool_layers, read_means
 from exporter.studies.contestants.probe import attach_probe, read_residuals
 from exporter.studies.contestants.student import make_student
 from exporter.studies.contestants.systems import NetworkSystem
 from exporter.tasks import SplitSizes
+from exporter.tasks.dataset import Dataset
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +113,49 @@ def test_a_probes_file_gives_its_rows(family: str, n_classes: int, tmp_path: Pat
     assert set(system._answer(prompts).argmax(-1)[:, 0].tolist()) <= set(tokens)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("family", "depth"), [("gpt2", 2), ("gpt2", 0), ("llama", 1)])
+def test_a_classifier_of_means_is_a_network_whose_logits_are_averaged(
+    family: str, depth: int, padded: bool, tmp_path: Path
+) -> None:
+    """Logits are W x + b of the mean residual x over the prompt's own tokens, but for a shift that all share."""
+    dense, prompts = make_model(family, n_layers=3).dense, make_prompts(6, 5, padded=padded)
+    generator, tokens = torch.Generator().manual_seed(0), [5, 2, 9]
+    W, b = (torch.randn(3, n, generator=generator).double() for n in (8, 1))
+    given = None if dense.final_norm.rms else b[:, 0]
+    whole = attach_probe(dense, depth, tokens, W, given)
+    means = read_means(dense, prompts)
+    assert means.shape == (4, 6, 8)
+    wanted = means[depth].double() @ W.T + (0 if given is None else given)  # (prompt, class)
+    options = GraphOptions(form="masked" if padded else "plain", logits="all")
+    system = PooledSystem(whole.replace(W_U=whole.W_U[tokens]), options, tokens, len(dense.W_E))
+    right = torch.tensor(tokens)[wanted.argmax(-1)]
+    assert system.mark(Dataset(prompts.input_ids, right, prompts.mask)).all()
+    other = torch.tensor(tokens)[wanted.argmin(-1)]
+    assert not system.mark(Dataset(prompts.input_ids, other, prompts.mask)).any()
+    built = system.build(tmp_path, prompts, threads=1)
+    found = torch.from_numpy(np.asarray(built.call())).reshape(-1).double()
+    torch.testing.assert_close(found - found.mean(), wanted[0] - wanted[0].mean(), atol=1e-4, rtol=1e-4)
+    assert built.parameters > 0 and (system.parameters < dense.count_parameters())
+
+
+def test_means_that_say_the_answer_are_learnt_and_deeper_ones_only_where_they_are_better(
+    make_checkpoint: Callable[..., Path],
+) -> None:
+    """The answer is the prompt's second token: the embeddings' mean tells, whatever comes after."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(50, 90, (60, 4), generator=generator)
+    ids[:, 1] = torch.randint(20, 22, (60,), generator=generator)
+    plan = prepare(make_options(make_checkpoint()).job)
+    parts = [Dataset(ids[rows], ids[rows, 1]) for rows in (slice(0, 40), slice(40, 50), slice(50, 60))]
+    data = replace(plan.data, patching=parts[0], selection=parts[1], test=parts[2], ood={})
+    study = Study(replace(plan, data=data), (0.5,))
+    (candidate,) = pool_embeddings(study)
+    assert candidate.name == "mean of the embeddings" and candidate.system.mark(parts[2]).all()
+    shares = [float(re.search(r"([\d.]+)%", c.budget)[1]) for c in pool_layers(study)]  # type: ignore[index]
+    assert shares == sorted(set(shares))
+
+
 def test_magnitude_is_the_norm_of_what_a_unit_writes_with() -> None:
     dense = make_model().dense
     worth, (attention, mlp, *_) = score_magnitude(dense), list(dense.sublayers())
@@ -164,7 +214,7 @@ def call_it_ours(study: Study) -> Iterator[Candidate]:
 
 
 def test_where_a_bag_of_words_wins_the_sentence_says_so_and_what_is_done_is_kept(
-    make_checkpoint: Callable[..., Path], tmp_path: Path
+    make_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
 
@@ -185,6 +235,7 @@ def test_where_a_bag_of_words_wins_the_sentence_says_so_and_what_is_done_is_kept
     assert out.with_suffix(".csv").read_text() == first.to_csv()
     assert b"<svg" in out.with_suffix(".svg").read_bytes() and out.with_suffix(".png").stat().st_size > 1000
 
+    monkeypatch.setattr(compare, "draw", lambda *_: None)  # which takes seconds
     again = run_comparison(make_options(model, out, task="greater-than"), contestants=contestants)
     assert again.results == first.results and calls == ["fails"]
     with pytest.raises(InputError, match="another sizes"):

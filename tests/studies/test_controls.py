@@ -18,7 +18,8 @@ from tiny import Case, cases, make_model
 from exporter.circuit import Ablation, Circuit, Head, SearchRecord
 from exporter.errors import InputError, UsageError
 from exporter.evidence.controls import Controls
-from exporter.job.build import Clock, Found
+from exporter.job.build import Found
+from exporter.job.clock import Clock
 from exporter.job.options import Job
 from exporter.job.plan import Plan
 from exporter.job.run import run_job

@@ -152,7 +152,7 @@ def test_free_length_takes_every_length_and_no_more(ablation: str, tmp_path: Pat
     circuit = Circuit(heads=all_heads(model)[1:], mlps=(1,), ablation=Ablation(ablation, by="global"))
     rewritten = rewrite_model(model, circuit, make_prompts(8, 5))
     description = export_onnx(rewritten, tmp_path / "m.onnx")
-    assert description.inputs == {"input_ids": ["batch", "sequence"]}
+    assert description.inputs == {"input_ids": ["batch_size", "sequence_length"]}
     session = open_session(tmp_path / "m.onnx")
     for length in range(1, 10):
         ids = make_prompts(3, length).input_ids
@@ -164,7 +164,7 @@ def test_free_length_takes_every_length_and_no_more(ablation: str, tmp_path: Pat
 def test_fixed_length_refuses_other_lengths(tmp_path: Path) -> None:
     model = make_model()
     rewritten = rewrite_model(model, Circuit(heads=(), mlps=(0,)), make_prompts(8, 5))
-    assert export_onnx(rewritten, tmp_path / "m.onnx").outputs == {"logits": ["batch", 5, 37]}
+    assert export_onnx(rewritten, tmp_path / "m.onnx").outputs == {"logits": ["batch_size", 5, 37]}
     with pytest.raises(Exception, match=r"made for prompts of 5 tokens, not 6"):
         rewritten(make_prompts(2, 6).input_ids)
     with pytest.raises(Exception, match="invalid dimensions"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +26,9 @@ from exporter.network.model import CircuitModel
 from exporter.rewrite.surgery import rewrite_model
 from exporter.runtime.session import open_session, run_logits
 from exporter.tasks.dataset import Dataset
-from exporter.verify.precision import Served, evaluate_file, require_precision
+from exporter.verify import precision
+from exporter.verify.figures import Mates, Served
+from exporter.verify.precision import compare_batches, evaluate_file, require_precision
 
 CIRCUIT = Circuit(heads=(Head(0, 1), Head(1, 0), Head(1, 1)), mlps=(0, 1), ablation=Ablation(by="global"))
 
@@ -48,7 +51,7 @@ def test_other_precisions_are_near_and_of_the_same_shape(
     options = replace(
         options,
         precision=data.draw(st.sampled_from(["int8", "fp16", "bf16"])),
-        weight_type=data.draw(st.sampled_from(["int8", "uint8"])),
+        weight_type=data.draw(st.sampled_from(["int7", "uint8"])),
         target=data.draw(st.sampled_from(["portable", "ort"])),
     )
     if options.precision == "int8":
@@ -96,7 +99,8 @@ def test_int8_makes_the_file_four_times_smaller_and_ort_writes_one_node_a_produc
     assert domains == {"int8": {""}, "ort": {"", "com.microsoft"}}
 
 
-def test_a_file_is_evaluated_among_its_answers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"logits": "answers"}, {"logits": "classes", "labels": ("lower", "low")}])
+def test_a_file_is_evaluated_among_its_answers(options: dict[str, Any], tmp_path: Path) -> None:
     """Two answers of which the circuit prefers the first on every prompt, whatever the rest of the vocabulary says."""
     model = make_circuit()
     ids = make_prompts(6, 5).input_ids
@@ -105,7 +109,7 @@ def test_a_file_is_evaluated_among_its_answers(tmp_path: Path) -> None:
     low, lower = int(order[1]), int(order[0])
     right = torch.where(logits[:, low] > logits[:, lower], low, lower)
     data = Dataset(ids, right)
-    export_onnx(model, tmp_path / "a.onnx", GraphOptions(logits="answers", answer_ids=(lower, low)))
+    export_onnx(model, tmp_path / "a.onnx", GraphOptions(**options, answer_ids=(lower, low)))
     served = evaluate_file(open_session(tmp_path / "a.onnx"), model, data)
     assert (served.n, served.accuracy.accuracy, served.circuit_accuracy, served.agreement) == (6, 1.0, 1.0, 1.0)
     assert served.largest_difference < 1e-4
@@ -156,6 +160,47 @@ class Turned:
 
     def run(self, names: object, feeds: object) -> list[np.ndarray]:
         return [self.logits[:, None]]
+
+
+def test_what_batch_mates_change_is_counted(tmp_path: Path) -> None:
+    """40 prompts, alone and in batches of 32 and 8, against calls of one's own."""
+    model, prompts = make_circuit(), make_prompts(40, 6, seed=3)
+    for scales in ("tensor", "token"):
+        export_onnx(model, tmp_path / "m.onnx", GraphOptions(logits="last", precision="int8", scales=scales))
+        session, ids = open_session(tmp_path / "m.onnx", threads=1), prompts.input_ids.numpy()
+        alone = np.concatenate([run_logits(session, row[None]) for row in ids])[:, 0]
+        mated = np.concatenate([run_logits(session, part) for part in (ids[:32], ids[32:])])[:, 0]
+        mates = compare_batches(session, prompts)
+        assert (mates.n, mates.batch) == (40, 32)
+        assert mates.largest_difference == pytest.approx(float(abs(alone - mated).max()))
+        assert mates.changed == pytest.approx((alone.argmax(-1) != mated.argmax(-1)).mean())
+        assert (mates.largest_difference < 1e-4) == (scales == "token")
+
+
+def test_answers_that_batch_mates_change_are_counted_apart_from_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt that moves between two right answers is still right; among answers only, ids are spread."""
+    logits = {1: torch.tensor([[[3.0, 2.0]], [[0.0, 1.0]]]), 2: torch.tensor([[[2.0, 3.0]], [[1.0, 0.5]]])}
+    ids = torch.tensor([[4, 5], [6, 7]])
+    monkeypatch.setattr(precision, "read_answer_ids", lambda _: np.array([8, 9]))
+    monkeypatch.setattr(precision, "read_vocab_size", lambda _: 10)
+
+    def answer(_session: object, part: Dataset) -> torch.Tensor:
+        rows = [int(first == 6) for first in part.input_ids[:, 0]]
+        return logits[len(part)][rows]
+
+    monkeypatch.setattr(precision, "_answer_logits", answer)
+    data = Dataset(ids, torch.tensor([[8, 9], [9, -1]]))
+    assert compare_batches(None, data) == Mates(2, 2, 1.0, 1.0, 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("changed", "passes"), [(0.0, True), (0.01, True), (0.02, False), (float("nan"), False)])
+def test_the_gate_refuses_what_batch_mates_decide(changed: float, passes: bool) -> None:
+    found = replace(served(1.0, 0.9, 0.9), mates=Mates(200, 32, 0.1, 0.5, changed))
+    if passes:
+        require_precision(found, GraphOptions(precision="int8"))
+        return
+    with pytest.raises(ExactnessError, match=r"% of 200 test prompts are right or wrong by .* try --int8-scales token"):
+        require_precision(found, GraphOptions(precision="int8"))
 
 
 def served(same: float, accuracy: float, ours: float, kl: float = 0.001) -> Served:

@@ -20,7 +20,8 @@ from exporter.graph.options import GraphOptions
 from exporter.loading.load import LanguageModel
 from exporter.rewrite.surgery import rewrite_model
 from exporter.runtime.session import open_session, run_logits
-from exporter.verify.exactness import Exactness, verify_export
+from exporter.verify.exactness import verify_export
+from exporter.verify.figures import Exactness
 
 
 class TestGate:

@@ -7,7 +7,8 @@ from exporter.checks import take_integer
 from exporter.circuit import Circuit
 from exporter.evidence.baselines.nothing import keep_nothing
 from exporter.evidence.baselines.random_circuit import draw_circuit
-from exporter.evidence.evaluate import Evaluation, evaluate_circuit
+from exporter.evidence.evaluate import evaluate_circuit
+from exporter.evidence.figures import Evaluation
 from exporter.network.dense import HasDense, get_dense
 from exporter.network.model import CircuitModel
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery

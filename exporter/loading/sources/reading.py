@@ -18,6 +18,7 @@ from exporter.errors import InputError, refuse_panics
 from exporter.files import parse_json, read_text
 from exporter.files.names import TOKENIZER
 from exporter.loading.sources.tokenizer_bounds import LARGEST_FILE, check_bounds
+from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -86,7 +87,7 @@ def settle_backend(backend: Tokenizer, source: Path | str) -> Tokenizer:
     backend.no_padding()
     if getattr(backend.model, "dropout", None) is not None:
         backend.model.dropout = None  # BPE's own
-    _write_lead(backend, find_lead(backend, source))
+    write_frame(backend, find_lead(backend, source))
     return backend
 
 
@@ -121,17 +122,20 @@ def read_probes(backend: Tokenizer, source: Path | str) -> list[str]:
     return probes
 
 
-def _write_lead(backend: Tokenizer, lead: Sequence[int]) -> None:
+def write_frame(backend: Tokenizer, lead: Sequence[int], behind: Sequence[int] = ()) -> None:
+    """Make a tokenizer put these tokens before each text, and these behind it, and no others."""
     from tokenizers import processors
 
-    names = [backend.id_to_token(token) for token in lead]
-    first = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    around = [*lead, *behind]
+    names = [backend.id_to_token(token) for token in around]
+    marks = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    first, last = marks[: len(lead)], marks[len(lead) :]
     text, second = ({"Sequence": {"id": name, "type_id": kind}} for name, kind in (("A", 0), ("B", 1)))
-    special = {name: {"id": name, "ids": [token], "tokens": [name]} for name, token in zip(names, lead, strict=True)}
+    special = {name: {"id": name, "ids": [token], "tokens": [name]} for name, token in zip(names, around, strict=True)}
     state = {
         "type": "TemplateProcessing",
-        "single": [*first, text],
-        "pair": [*first, text, second],
+        "single": [*first, text, *last],
+        "pair": [*first, text, *last, second],
         "special_tokens": special,
     }
     processor = processors.TemplateProcessing(single="$A")
@@ -140,9 +144,16 @@ def _write_lead(backend: Tokenizer, lead: Sequence[int]) -> None:
 
 
 def check_reading(
-    path: Path, searched: Any, readings: Sequence[tuple[str, Sequence[int]]], examples: Sequence[Sequence[int]]
+    path: Path,
+    searched: Any,
+    readings: Sequence[tuple[str, Sequence[int]]],
+    examples: Sequence[Sequence[int]],
+    *,
+    template: Template | None = None,
 ) -> None:
     """Raise InputError unless the tokenizer.json at `path`, as it lies there, reads prompts as the search did.
+
+    template: what the file puts around each text itself; it is then given the texts within it.
 
     searched: the tokenizer of the search. readings: prompts as text, with the search's tokens. examples: tokens alone;
     their text is what they are decoded to, which in some tokenizers, and for prompts given as ids, is another prompt's.
@@ -153,8 +164,10 @@ def check_reading(
     lead = list(find_lead(searched.backend_tokenizer, path.parent))
     bodies = [list(ids[len(lead) :] if list(ids[: len(lead)]) == lead else ids) for ids in examples]
     texts = [text for body in bodies if body and (text := str(searched.decode(body)))]
+    if template is not None:  # others are none of its prompts
+        texts, readings = list(filter(template.fits, texts)), [one for one in readings if template.fits(one[0])]
     for text, ids in [*readings, *((text, searched.encode(text)) for text in texts)]:
-        if (found := plain.encode(text).ids) != list(ids):
+        if (found := plain.encode(text if template is None else template.cut(text)).ids) != list(ids):
             raise InputError(
                 f"the bundle's {TOKENIZER} would read the prompt {text[:60]!r} as {len(found)} tokens "
                 f"({_show(found)}), but the search read {len(ids)} ({_show(ids)}); save the model's tokenizer again "

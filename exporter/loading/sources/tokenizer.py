@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from exporter.errors import InputError, refuse_panics
 from exporter.files.names import TOKENIZER
 from exporter.loading.sources.configuration import one_line
+from exporter.loading.sources.framing import Readings, frame_tokenizer
 from exporter.loading.sources.hub import TOKENIZERS
 from exporter.loading.sources.quiet import quiet_transformers
 from exporter.loading.sources.reading import read_probes, settle_backend
 from exporter.loading.sources.tokenizer_files import MARKS, SETTINGS, TEMPLATE, read_settings, stage_files
+from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,30 +79,51 @@ def settle(tokenizer: PreTrainedTokenizerBase, source: Path | str) -> PreTrained
     return tokenizer
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, *, longest: int) -> None:
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    longest: int,
+    masked: bool = True,
+    template: Template | None = None,
+    readings: Readings = (),
+) -> bool:
     """Write tokenizer.json and what transformers needs beside it, so that both give the one reading.
 
+    longest: tokens that the model takes at most. masked: whether it takes a mask, and so padded prompts; for one that
+    does not, no padding token is named, so that a batch of mixed lengths is refused instead of answered wrongly.
+    template: what to put around each text, where that reads the `readings` as they were read; returns whether it does.
     The names of the files are ours. Raises InputError for a tokenizer that cannot be one tokenizer.json.
     """
     from tokenizers import Tokenizer
 
     settled: Any = tokenizer
     backend = settle_backend(Tokenizer.from_str(settled.backend_tokenizer.to_str()), "the model")  # not its own
+    framed = None if template is None else frame_tokenizer(backend, template, readings)
+    backend = framed or backend
     backend.save(str(folder / TOKENIZER))
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # in both versions, and as tokenizer.json has it
         "model_max_length": longest,
-        "model_input_names": ["input_ids", "attention_mask"],
+        "model_input_names": ["input_ids", "attention_mask"] if masked else ["input_ids"],
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",  # answers stand at the end
-        **{name: str(token) for name in MARKS if (token := getattr(settled, name, None)) is not None},
+        **_name_marks(settled, masked=masked),
     }
     splitter = json.loads(backend.pre_tokenizer.__getstate__()) if backend.pre_tokenizer is not None else {}
     if "add_prefix_space" in splitter:  # transformers 4 would set it to False
         settings["add_prefix_space"] = splitter["add_prefix_space"]
-    template = getattr(settled, "chat_template", None)
-    if isinstance(template, dict):
-        settings["chat_template"] = [{"name": name, "template": text} for name, text in template.items()]
-    elif isinstance(template, str):
-        (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    chat = getattr(settled, "chat_template", None)
+    if isinstance(chat, dict):
+        settings["chat_template"] = [{"name": name, "template": text} for name, text in chat.items()]
+    elif isinstance(chat, str):
+        (folder / TEMPLATE).write_text(chat, encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return framed is not None
+
+
+def _name_marks(tokenizer: Any, *, masked: bool) -> dict[str, str]:
+    """The special tokens by name; where prompts are padded, with one to pad with, which the mask hides."""
+    marks = {name: str(token) for name in MARKS if (token := getattr(tokenizer, name, None)) is not None}
+    pad = marks.pop("pad_token", None) or marks.get("eos_token") or next(iter(marks.values()), None)
+    return marks | ({"pad_token": pad} if masked and pad is not None else {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from exporter.evidence.showing import SCALE, ShownHead
+from exporter.evidence.shown import SCALE, ShownHead
 from exporter.outputs.manifest import Manifest
 
 _TOP = len(SCALE) - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
 from exporter.evidence.sentences import is_below
 from exporter.metrics.statistics import Accuracy
 from exporter.outputs.manifest import Manifest

@@ -9,7 +9,7 @@ from exporter.circuit import Circuit
 from exporter.outputs.manifest import Manifest
 from exporter.outputs.report.verdict import Sentence, answer, write_sentences
 from exporter.outputs.report.words import write_bytes, write_count, write_interval, write_share, write_short, write_time
-from exporter.tasks import TASKS
+from exporter.tasks.descriptions import DESCRIPTIONS
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Summary:
 
 def summarise(manifest: Manifest) -> Summary:
     """The first screen of a manifest."""
-    task, circuit = TASKS.get(manifest.task.name), manifest.get_circuit()
+    circuit = manifest.get_circuit()
     ablation = circuit.ablation
     by = "at each position" if ablation.by == "position" else "over all positions"
     return Summary(
         task=Path(manifest.task.name).name,
         model=manifest.model.name,
         family=manifest.model.family,
-        does=None if task is None else task.description,
+        does=DESCRIPTIONS.get(manifest.task.name),
         keeps=_name_kept(circuit, manifest),
         removed=f"its mean {by} on prompts of the task" if ablation.kind == "mean" else "zero",
         example=_choose_example(manifest),

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.stats import binomtest
-
 from exporter.evidence.controls import describe_controls
-from exporter.evidence.evaluate import Evaluation
+from exporter.evidence.figures import Evaluation
+from exporter.evidence.guard import describe_guard
 from exporter.evidence.sentences import describe_unseen, is_below
 from exporter.outputs.manifest import Manifest
 from exporter.outputs.report.words import join_names, write_count, write_interval, write_p, write_points, write_share
@@ -46,6 +45,8 @@ class Discordant:
     @property
     def p(self) -> float:
         """McNemar's exact test, two-sided: the probability of a split so uneven if both were as likely."""
+        from scipy.stats import binomtest
+
         n = self.lost + self.gained
         return 1.0 if n == 0 else float(binomtest(self.lost, n, 0.5).pvalue)
 
@@ -158,6 +159,8 @@ def _judge_precision(manifest: Manifest) -> Iterator[Sentence]:
         yield Sentence(
             "note", f"It knows {write_count(export.vocabulary)} tokens, and says so where a prompt has another one."
         )
+    if manifest.guard is not None:
+        yield Sentence("note", f"It says where a prompt is not of its task: {describe_guard(manifest.guard)}.")
 
 
 def _notes(manifest: Manifest) -> Iterator[Sentence]:

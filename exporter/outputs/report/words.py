@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from exporter.metrics import METRICS
 from exporter.metrics.statistics import Accuracy
 
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -74,5 +73,9 @@ def join_names(names: Sequence[str]) -> str:
 
 def name_metric(name: str) -> tuple[str, str]:
     """What a search went by, and its unit: `KL` and `nats`."""
+    if name == "kl":
+        return "KL", "nats"
+    from exporter.metrics import METRICS  # takes torch, which no other part of a report needs
+
     known = METRICS.get(name)
-    return "KL" if name == "kl" else name.replace("_", " "), "" if known is None else known.unit
+    return name.replace("_", " "), "" if known is None else known.unit

@@ -6,13 +6,21 @@ from typing import Any
 
 from exporter.files.names import GENAI, MODEL
 from exporter.outputs.shape import BundleShape
+from exporter.outputs.targets.target import BundleTarget, Contents
 
 
-def write_genai(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
+def write_genai(shape: BundleShape) -> Contents:
     """The file, where the model keeps a past and gives logits of all tokens."""
-    if shape.form != "past" or shape.manifest.export.logits == "answers":
-        return {}
-    return {GENAI: make_genai_config(shape)}
+    return {} if refuse_genai(shape) else {GENAI: make_genai_config(shape)}
+
+
+def refuse_genai(shape: BundleShape) -> str | None:
+    """It takes models that keep a past and give logits of all tokens."""
+    if shape.form != "past":
+        return "needs keys and values of earlier calls; give --with-past"
+    if shape.manifest.export.logits not in ("all", "last"):
+        return f"needs logits of the whole vocabulary; leave --logits {shape.manifest.export.logits} out"
+    return None
 
 
 def make_genai_config(shape: BundleShape) -> dict[str, Any]:
@@ -43,3 +51,26 @@ def make_genai_config(shape: BundleShape) -> dict[str, Any]:
     }
     search = {"do_sample": False, "max_length": shape.max_length, "num_beams": 1, "past_present_share_buffer": False}
     return {"model": model, "search": search}
+
+
+_CARD = """\
+With onnxruntime-genai (`genai_config.json`), prompts of a batch being of one length:
+
+    import numpy, onnxruntime_genai, tokenizers
+    model, tokenizer = onnxruntime_genai.Model("."), tokenizers.Tokenizer.from_file("tokenizer.json")
+    generator = onnxruntime_genai.Generator(model, onnxruntime_genai.GeneratorParams(model))
+    generator.append_tokens(numpy.array([tokenizer.encode("a prompt").ids], numpy.int32))
+    while not generator.is_done(): generator.generate_next_token()
+    print(tokenizer.decode(list(generator.get_sequence(0))))
+
+Its own `Tokenizer` begins no text with a special token, whatever the tokenizer's files say, and reads words that are
+split at spaces as unknown; `tokenizer.json` has the one reading.
+"""
+
+
+def describe_genai(shape: BundleShape) -> str:
+    """How to run it; the tokenizer is that of the bundle, not its own."""
+    return "" if refuse_genai(shape) else _CARD
+
+
+GENAI_TARGET = BundleTarget(write_genai, refuse=refuse_genai, describe=describe_genai)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from exporter.files.names import CONFIG, GENERATION
 from exporter.loading.sources.quiet import quiet_transformers
 from exporter.outputs.shape import BundleShape
+from exporter.outputs.targets.target import BundleTarget, Contents
 
 
-def write_optimum(shape: BundleShape) -> dict[str, str | dict[str, Any]]:
+def write_optimum(shape: BundleShape) -> Contents:
     """Both files."""
     return {CONFIG: make_config(shape), GENERATION: make_generation_config(shape)}
 
@@ -26,7 +28,8 @@ def make_config(shape: BundleShape) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "n_positions" if "n_positions" in data else "max_position_embeddings": shape.max_length,
         "use_cache": bool(shape.kv_heads),
-        "architectures": [type(shape.model.hf).__name__],
+        "architectures": [name_architecture(shape)],
+        **name_classes(shape.manifest.export.labels),
         "torch_dtype" if "torch_dtype" in data else "dtype": "float32",
         **_change_cache(shape, data),
     }
@@ -41,6 +44,27 @@ def make_config(shape: BundleShape) -> dict[str, Any]:
     return {**data, **changes, "export_circuit": {**ours, "dense": dense}}
 
 
+def name_architecture(shape: BundleShape) -> str:
+    """The class of transformers that has these outputs: the dense model's, or its family's sequence classifier."""
+    causal = type(shape.model.hf).__name__
+    if not shape.manifest.export.labels:
+        return causal
+    family = causal.removesuffix("LMHeadModel").removesuffix("ForCausalLM")
+    return f"{family}ForSequenceClassification"
+
+
+def name_classes(labels: Sequence[str]) -> dict[str, Any]:
+    """What says which logit is which class; nothing of a language model."""
+    if not labels:
+        return {}
+    return {
+        "num_labels": len(labels),
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "problem_type": "single_label_classification",
+    }
+
+
 def _change_cache(shape: BundleShape, data: dict[str, Any]) -> dict[str, Any]:
     """Optimum makes the empty past of every layer from these; they can be right only where layers are alike."""
     if len(set(shape.kv_heads)) != 1 or shape.d_head is None:
@@ -52,7 +76,7 @@ def _change_cache(shape: BundleShape, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_generation_config(shape: BundleShape) -> dict[str, Any]:
-    """Greedy, and no longer than the model knows."""
+    """Greedy, and no longer than the model knows: one token follows the longest text that it computes."""
     config = shape.model.hf.config
     stop = shape.stop_ids
     return {
@@ -60,6 +84,45 @@ def make_generation_config(shape: BundleShape) -> dict[str, Any]:
         "eos_token_id": stop[0] if len(stop) == 1 else stop or None,
         "pad_token_id": shape.pad_id(),
         "do_sample": False,
-        "max_length": shape.max_length,
+        "max_length": shape.max_length + 1,
         "use_cache": bool(shape.kv_heads),
     }
+
+
+_SEQUENCE_CLASSIFIER = """\
+With Optimum and transformers' own pipeline:
+
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer, pipeline
+    model = ORTModelForSequenceClassification.from_pretrained(".")
+    classify = pipeline("text-classification", model=model, tokenizer=AutoTokenizer.from_pretrained("."))
+    print(classify(text))
+"""
+
+
+def refuse_optimum(shape: BundleShape) -> str | None:
+    """It takes logits of all tokens, or of classes; and a past only where all layers keep one of as many heads."""
+    export = shape.manifest.export
+    if export.answer_ids and not export.labels:
+        return "takes each logit for the token of its number; leave --logits answers out, or give --logits classes"
+    if len(set(shape.kv_heads)) > 1:
+        counts = ", ".join(map(str, shape.kv_heads))
+        return f"makes the past of every layer alike, and these have {counts} heads; leave --with-past out"
+    return None
+
+
+def describe_optimum(shape: BundleShape) -> str:
+    """How to open it, or why it cannot be."""
+    if shape.manifest.export.labels:
+        return _SEQUENCE_CLASSIFIER
+    if reason := refuse_optimum(shape):
+        return f"Optimum cannot generate with it: it {reason}."
+    use_cache = bool(shape.kv_heads)  # Optimum takes it from the call alone, whatever the files say
+    length = "; it generates one token." if shape.pinned else "."
+    return (
+        f"With Optimum: `ORTModelForCausalLM.from_pretrained(folder, use_cache={use_cache})`{length} It speaks of a "
+        "legacy model, because the graph counts positions by the mask, and takes no `position_ids`; no answer changes."
+    )
+
+
+OPTIMUM = BundleTarget(write_optimum, refuse=refuse_optimum, describe=describe_optimum)

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 
 from exporter.studies.contestants.cuts import cut_at_random, cut_by_magnitude, cut_by_taylor
+from exporter.studies.contestants.embeddings import pool_embeddings
+from exporter.studies.contestants.pooled import pool_layers
 from exporter.studies.contestants.probe import probe_layers
 from exporter.studies.contestants.searched import search_healed, search_unhealed, sweep_alphas
 from exporter.studies.contestants.student import distil_students
@@ -21,7 +23,9 @@ CONTESTANTS: dict[str, Contestant] = {
     "ours-unhealed": search_unhealed,
     "tfidf-logistic": fit_logistic,
     "tfidf-svm": fit_svm,
+    "embeddings": pool_embeddings,
     "probe": probe_layers,
+    "pooled": pool_layers,
     "student": distil_students,
     "magnitude": cut_by_magnitude,
     "taylor": cut_by_taylor,

@@ -1,0 +1,63 @@
+"""The text around a user's text: a task's prompts are often one form, filled in, and its user has what is filled in.
+
+The user of `Review: ...\\nSentiment:` has a review. What all prompts share at both ends is found here, so that it can
+travel with the exported model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+_SENTENCE_ENDS = ".!?"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The text before and after a user's text in every prompt of a task; there is some after it."""
+
+    prefix: str
+    suffix: str
+
+    def fill(self, text: str) -> str:
+        """The prompt for a text."""
+        return f"{self.prefix}{text}{self.suffix}"
+
+    def fits(self, prompt: str) -> bool:
+        """Whether a prompt is this template, filled in."""
+        long_enough = len(prompt) > len(self.prefix) + len(self.suffix)
+        return long_enough and prompt.startswith(self.prefix) and prompt.endswith(self.suffix)
+
+    def cut(self, prompt: str) -> str:
+        """The user's text in a prompt; what is no prompt of this template is returned as it is."""
+        return prompt[len(self.prefix) : len(prompt) - len(self.suffix)] if self.fits(prompt) else prompt
+
+
+def find_template(patching: Sequence[str], others: Collection[str]) -> Template | None:
+    """What all patching prompts begin and end with, if there is a template: `others` must fit it, too.
+
+    Words are not cut: the prefix ends, and the suffix begins, with another character than a letter or digit. A full
+    stop, `!` or `?` that all texts end with is theirs. There must be words after the text: what follows a mere prefix
+    may be the rest of a sentence, as in `The keys`, which nobody would leave out.
+    """
+    if len(set(patching)) < 2:
+        return None
+    prefix, suffix = _take_shared(patching), _take_shared([prompt[::-1] for prompt in patching])[::-1]
+    while prefix and prefix[-1].isalnum():
+        prefix = prefix[:-1]
+    while suffix and (suffix[0].isalnum() or suffix[0] in _SENTENCE_ENDS):
+        suffix = suffix[1:]
+    found = Template(prefix, suffix)
+    if not any(letter.isalnum() for letter in suffix):
+        return None
+    texts = [found.cut(prompt) for prompt in patching]
+    if not all(map(found.fits, [*patching, *others])) or any(text != text.strip() for text in texts):
+        return None
+    return found
+
+
+def _take_shared(texts: Sequence[str]) -> str:
+    """What all texts begin with: what the first and the last in alphabetical order do."""
+    first, last = min(texts), max(texts)
+    n_same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:n_same]
