@@ -22,6 +22,7 @@ from exporter.graph.metadata import ModelInfo, Origin, TaskInfo
 from exporter.graph.options import Form, GraphOptions
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
+from exporter.network.scope import Scope
 from exporter.outputs.bundle import write_bundle
 from exporter.outputs.manifest import ExportInfo, Manifest
 from exporter.outputs.targets import choose_targets
@@ -79,6 +80,7 @@ def make_bundle(
     positions: int = 24,
     model: LanguageModel | None = None,
     graph: GraphOptions | None = None,
+    scope: Scope | None = None,
     targets: Sequence[str] = (),
     strict: bool = True,
     **options: object,
@@ -91,7 +93,7 @@ def make_bundle(
     folder.mkdir(exist_ok=True)
     graph = graph or GraphOptions(form=form, logits="last")
     origin = Origin(TaskInfo(name="acronym", parameters={}, sha256=""), info, circuit, options=graph)
-    description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=origin.to_metadata())
+    description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=origin.to_metadata(), scope=scope)
     known = Manifest.model_validate(DATA)
     export = ExportInfo.of(graph, known.export.served)
     graphs = {}

@@ -7,8 +7,7 @@ and its last tokens are taken. Unseen sets are of the task in other words: what 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ import torch
 from scipy.stats import mannwhitneyu
 
 from exporter.errors import InputError
+from exporter.evidence.guarded import GuardFigures, Refusals
 from exporter.graph.guards import GUARDS, SCOPE_DISTANCE
 from exporter.metrics.statistics import Accuracy
 from exporter.network.scope import ALARMS, Scope, take_prompts
@@ -34,40 +34,6 @@ _CHUNK = 32
 
 Prompts = Iterable[tuple[torch.Tensor, torch.Tensor | None]]
 """Chunks of token ids (prompt, pos), and the mask or None."""
-
-
-@dataclass(frozen=True)
-class Refusals:
-    """Of n prompts, the share that some guard of the file refuses, with its 95 % Wilson interval.
-
-    auroc: of `scope_distance`, between the held-out prompts of the task and these (1: all of these are farther away);
-    None of the held-out ones themselves.
-    """
-
-    n: int
-    refused: float
-    ci95: tuple[float, float]
-    auroc: float | None = None
-
-
-@dataclass(frozen=True)
-class GuardFigures:
-    """The guard `in_scope` of a file.
-
-    directions: how many the distance is taken in. n_fitted, n_aside: prompts that it was fitted on, and others that set
-    its limit. alarms: the share of the task's prompts that the limit allows to be refused, which is more than asked for
-    where n_aside is small. test: of held-out prompts, so that what is refused is a false alarm. unseen, others: by name
-    of an unseen set, and of what is not of the task.
-    """
-
-    statistic: str
-    directions: int
-    n_fitted: int
-    n_aside: int
-    alarms: float
-    test: Refusals
-    unseen: dict[str, Refusals] = field(default_factory=dict)
-    others: dict[str, Refusals] = field(default_factory=dict)
 
 
 def measure_guard(
@@ -94,20 +60,6 @@ def measure_guard(
         test=_summarise(test, None),
         unseen={name: _summarise(found, test) for name, found in unseen.items()},
         others={name: _summarise(found, test) for name, found in others.items()},
-    )
-
-
-def describe_guard(figures: GuardFigures) -> str:
-    """The figures as a sentence."""
-
-    def list_refused(sets: Mapping[str, Refusals]) -> str:
-        return ", ".join(f"{name} {found.refused:.1%}" for name, found in sets.items())
-
-    low, high = figures.test.ci95
-    unseen = f", of its unseen sets {list_refused(figures.unseen)}" if figures.unseen else ""
-    return (
-        f"its guards refuse {figures.test.refused:.1%} [{low:.1%}, {high:.1%}] of {figures.test.n} held-out prompts of "
-        f"the task{unseen}, and of what is not of the task: {list_refused(figures.others)}"
     )
 
 

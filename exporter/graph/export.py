@@ -43,10 +43,9 @@ def export_onnx(
     Inputs: input_ids (batch, pos) int64; except in the form "plain", attention_mask (batch, total) int64, 0 at padding
     on the left; in "past", also keys and values of earlier calls (see `exporter.graph.author`). Batch is free; pos is
     free unless the form is "plain" and a length is given. The model is folded first (no change to what `rewrite_model`
-    returns). `metadata` is added to the file's metadata_props; `scope` is what options.guard computes
-    (`fit_scope`). Raises InputError: arguments of a wrong type, options that do not fit the model, a path that cannot
-    be written, weights above 2 GB without external_data, or the form "past" for a model whose constants count positions
-    from the last token.
+    returns). `metadata` is added to the file's metadata_props; `scope` (`fit_scope`) goes with options.guard. Raises
+    InputError: arguments of a wrong type, options that do not fit the model, a path that cannot be written, weights
+    above 2 GB without external_data, or "past" for a model whose constants count positions from the last token.
     """
     require_type("model", model, CircuitModel)
     require_type("options", options, GraphOptions)

@@ -14,6 +14,7 @@ from exporter.graph.guards import IN_SCOPE, SCOPE_DISTANCE
 from exporter.graph.inputs import BATCH, InputAuthor
 from exporter.network.scope import Scope
 
+RESIDUALS = "scope.residual"
 _DIRECTIONS, _SHIFT = "scope.directions", "scope.shift"
 
 
@@ -42,6 +43,16 @@ def emit_scope(author: InputAuthor, x: ir.Value, scope: Scope | None, *, last: b
     for value, dtype in ((within, ir.DataType.BOOL), (distance, ir.DataType.FLOAT)):
         value.type, value.shape = ir.TensorType(dtype), ir.Shape([BATCH])
     return [within, distance]
+
+
+def add_residuals(path: str | Path) -> None:
+    """Give a file with a guard one more output, `RESIDUALS`: what the distance is taken of, (batch, d_model)."""
+    proto = onnx.load(path, load_external_data=False)
+    (gemm,) = (node for node in proto.graph.node if node.name == "scope.apart")
+    proto.graph.node.append(onnx.helper.make_node("Identity", [gemm.input[0]], [RESIDUALS], name=RESIDUALS))
+    shape = ["batch", next(tensor.dims[0] for tensor in proto.graph.initializer if tensor.name == _DIRECTIONS)]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info(RESIDUALS, onnx.TensorProto.FLOAT, shape))
+    onnx.save(proto, path)
 
 
 def read_scope(path: str | Path) -> Scope | None:

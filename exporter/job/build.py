@@ -14,27 +14,24 @@ from exporter.errors import InputError
 from exporter.evidence.evaluate import measure_prompts, summarise_values
 from exporter.evidence.figures import Evaluation
 from exporter.evidence.fitness import describe_doubt, require_tokenizer
-from exporter.evidence.footprint import Memory, compare_memory
 from exporter.evidence.guard import note_guard
-from exporter.evidence.latency import Latency, compare_latency, time_call
 from exporter.evidence.showing import show_attention, show_prompts
 from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import surgery_name
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
-from exporter.files.scratch import make_scratch
 from exporter.graph.description import OnnxDescription
-from exporter.graph.export import count_bytes, export_onnx, fits_one_file
+from exporter.graph.export import export_onnx
 from exporter.graph.metadata import EXAMPLES_KEY, TEMPLATE_KEY, Origin, collect_versions
 from exporter.graph.options import GraphOptions
 from exporter.graph.scope import read_scope
 from exporter.job.clock import Clock
 from exporter.job.command import write_command
-from exporter.job.gate import Gate, pick_provider
-from exporter.job.guard import plan_scope, settle_scope, try_guard
+from exporter.job.gate import Gate
+from exporter.job.guard import plan_scope, try_guard
 from exporter.job.plan import Plan, hash_sets
 from exporter.job.rounding import choose_rounding
-from exporter.job.timing import LATENCY_BLOCKS
+from exporter.job.timing import measure_file
 from exporter.job.variants import build_variants
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
@@ -48,7 +45,6 @@ from exporter.tasks import TaskData, is_file_task, rebuild_task
 from exporter.tasks.dataset import Dataset
 from exporter.verify.figures import Exactness
 
-LATENCY_BATCHES = (1, 32)
 N_EXAMPLES = 8  # prompts that the file holds in its metadata: those with the widest margin between two logits
 _EXAMPLES_OF = 64  # test prompts that they are chosen from
 
@@ -71,13 +67,11 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     rehearsed, clock = clock is None, clock or Clock(None)
     model, data = plan.model, plan.data
     with clock.stage("rewrite"):
-        surgery = found.surgery or plan_surgery(model, found.circuit, data.patching)
-        sliced = slice_model(model.dense, surgery)
-        rewritten = fold_model(sliced)
-        if model.hf.dtype != torch.float32:  # in a rehearsal: what is exported is float32
-            rewritten = copy.deepcopy(rewritten).float()
+        surgery, sliced, rewritten = _rewrite(plan, found)
     with clock.stage("export"):
-        options, scope = _settle(plan, found, rewritten, options, rehearsed=rehearsed)
+        if not rehearsed:
+            options = choose_rounding(model.dense, rewritten, options, data.selection, found.record.budget)
+        scope = plan_scope(plan, rewritten, options, rehearsed=rehearsed)
         description, beside = _export(plan, found, surgery, rewritten, path, options, scope)
     with clock.stage("verify"):
         gate = Gate(model, surgery, rewritten, data, scope, shut=not rehearsed)
@@ -85,11 +79,10 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
         variants = build_variants(plan, path, options, gate)
     with clock.stage("evaluate"):
         figures, prompts, attention = _evaluate(model, rewritten, data)
-        guard = try_guard(plan, rewritten, path, scope, provider=pick_provider(options))
-    # `prepare` has checked a task file already; a built-in task at which the model fails becomes a note
-    doubts = () if is_file_task(plan.job.task) else describe_doubt(data.task, model, data.test, figures["test"].dense)
+        guard = try_guard(plan, rewritten, path, options, scope)
+    doubts = _list_doubts(plan, figures["test"])
     with clock.stage("measure"):
-        dense_bytes, latency, memory = _measure(plan, path, options, rehearsed=rehearsed)
+        dense_bytes, latency, memory = measure_file(plan, path, options, rehearsed=rehearsed)
     return Manifest(
         schema=1,
         task=plan.task_info,
@@ -117,15 +110,21 @@ def build_file(plan: Plan, found: Found, path: Path, options: GraphOptions, cloc
     )
 
 
-def _settle(
-    plan: Plan, found: Found, rewritten: CircuitModel, options: GraphOptions, *, rehearsed: bool
-) -> tuple[GraphOptions, Scope | None]:
-    """What depends on the circuit that was found: parts that stay in float32, and the guard's scope."""
-    scope = plan_scope(plan, rewritten, rehearsed=rehearsed)
-    if rehearsed:
-        return options, scope
-    options = choose_rounding(plan.model.dense, rewritten, options, plan.data.selection, found.record.budget)
-    return options, settle_scope(plan, rewritten, options, scope, provider=pick_provider(options))
+def _list_doubts(plan: Plan, test: Evaluation) -> tuple[str, ...]:
+    """What to say of a built-in task at which the model fails; `prepare` has checked a task file already."""
+    if is_file_task(plan.job.task):
+        return ()
+    return tuple(describe_doubt(plan.data.task, plan.model, plan.data.test, test.dense))
+
+
+def _rewrite(plan: Plan, found: Found) -> tuple[Surgery, CircuitModel, CircuitModel]:
+    """The surgery, the sliced model, and the one that is exported, in float32 in a rehearsal, too."""
+    surgery = found.surgery or plan_surgery(plan.model, found.circuit, plan.data.patching)
+    sliced = slice_model(plan.model.dense, surgery)
+    rewritten = fold_model(sliced)
+    if plan.model.hf.dtype != torch.float32:
+        rewritten = copy.deepcopy(rewritten).float()
+    return surgery, sliced, rewritten
 
 
 def _export(
@@ -186,31 +185,6 @@ def _give_examples(rewritten: CircuitModel, prompts: Dataset, options: GraphOpti
 def _measure_size(dense: CircuitModel, sliced: CircuitModel) -> Size:
     before, after = dense.count_parameters(), sliced.count_parameters()
     return Size(dense=before, circuit=after, constants=sliced.count_constants(), reduction=1 - after / before)
-
-
-def _measure(
-    plan: Plan, path: Path, options: GraphOptions, *, rehearsed: bool
-) -> tuple[int, list[Latency], list[Memory]]:
-    """The size in bytes of the exported dense model (fp32), its latency and its memory against the circuit's by batch.
-
-    Memory is measured for a report. In a rehearsal the circuit is called once, and compared with itself.
-    """
-    dense, prompts = plan.model.dense, plan.data.test
-    if rehearsed:
-        return 0, [time_call(path, prompts.input_ids, prompts.mask)], []
-    with make_scratch() as folder:
-        reference = folder / "dense.onnx"
-        large = not fits_one_file(count_bytes(dense))
-        export_onnx(dense, reference, GraphOptions(form=options.form, external_data=large))
-        n_bytes = sum(file.stat().st_size for file in folder.iterdir())
-        latency: list[Latency] = []
-        memory: list[Memory] = []
-        for batch in LATENCY_BATCHES:
-            rows = torch.arange(batch) % len(prompts)
-            some = prompts.input_ids[rows], None if prompts.mask is None else prompts.mask[rows]
-            latency.append(compare_latency(reference, path, *some, blocks=LATENCY_BLOCKS))
-            memory += [compare_memory(reference, path, *some)] if plan.job.report else []
-    return n_bytes, latency, memory
 
 
 def reverify(path: Path, *, model: str | None = None, task: Path | None = None) -> Exactness:

@@ -107,16 +107,25 @@ class Plan:
     def form(self) -> Form:
         """The form of the graph: `past` where asked for, else `masked` or `plain`.
 
-        A mask is needed for prompts of several lengths, and for answers of several tokens.
+        A mask is needed for prompts of several lengths, for answers of several tokens, and by a classifier, whose
+        pipelines pad the texts of a batch, unless it takes one length alone.
         """
         grows = self.padded or self.data.test.n_steps > 1
-        return "past" if self.job.with_past else "masked" if grows else "plain"
+        is_padded = grows or (self.job.logits == "classes" and not (self.ablation.fixed_length or self._length))
+        return "past" if self.job.with_past else "masked" if is_padded else "plain"
+
+    @property
+    def _length(self) -> int | None:
+        """Tokens of every prompt where embeddings are cut to the task's, whose prompts are all as long; else None."""
+        data = self.data
+        sets = (data.patching, data.selection, data.test, *data.ood.values())
+        alike = self.job.vocab == "task" and not self.padded and len({d.length for d in sets}) == 1
+        return data.test.length if alike else None
 
     @property
     def options(self) -> GraphOptions:
         """The options of the exported graph."""
         job, data = self.job, self.data
-        sets = (data.patching, data.selection, data.test, *data.ood.values())
         is_task, plain = job.vocab == "task", self.form == "plain"
         return GraphOptions(
             form=self.form,
@@ -124,7 +133,7 @@ class Plan:
             answer_ids=data.answer_ids if job.logits in ("answers", "classes") else (),
             labels=name_classes(data, require_tokenizer(self.model)) if job.logits == "classes" else (),
             vocabulary=data.input_ids if is_task else None,
-            length=data.test.length if is_task and plain and len({d.length for d in sets}) == 1 else None,
+            length=self._length if plain else None,
             opening=data.opening if is_task and plain and job.logits != "all" else (),
             target=job.target,
             precision=job.precision,

@@ -13,8 +13,8 @@ from exporter.files.scratch import make_scratch
 from exporter.graph.export import export_onnx, read_metadata
 from exporter.graph.metadata import Origin
 from exporter.graph.options import GraphOptions
-from exporter.job.gate import Gate, pick_provider
-from exporter.job.guard import settle_scope
+from exporter.job.gate import Gate
+from exporter.job.guard import plan_scope
 from exporter.job.plan import Plan
 from exporter.job.rounding import choose_rounding
 from exporter.outputs.manifest import ExportInfo
@@ -57,11 +57,11 @@ def _build(plan: Plan, path: Path, graph: GraphFile, wanted: GraphOptions, gate:
     """One file, checked before it gets its name."""
     origin = Origin.read(path)
     wanted = choose_rounding(plan.model.dense, gate.rewritten, wanted, plan.data.selection, origin.record.budget)
-    scope = settle_scope(plan, gate.rewritten, wanted, gate.scope, provider=pick_provider(wanted))
     metadata = read_metadata(path) | replace(origin, options=wanted).to_metadata()
+    gate = replace(gate, scope=plan_scope(plan, gate.rewritten, wanted, rehearsed=not gate.shut))
     with make_scratch() as folder:
         draft = folder / path.name
-        export_onnx(gate.rewritten, draft, wanted, metadata=metadata, scope=scope)
+        export_onnx(gate.rewritten, draft, wanted, metadata=metadata, scope=gate.scope)
         if wanted.precision == "fp32":
             gate.prove(draft, wanted)
         served = gate.serve(draft, wanted)

@@ -4,8 +4,7 @@ The distance is a Mahalanobis distance (Lee et al. 2018, arXiv:1807.03888), in t
 tokens differ most from those of the task: a circuit keeps little of the stream, and most of its directions say nothing.
 With S the task's covariance and B the second moment of random prompts around the task's mean, the directions w are the
 leading ones of B w = lambda (S + N) w, scaled to a variance of 1 in S + N. N = shrink B + floor mean(diag B) I is what
-counts as no difference, and makes a singular S no matter: a share of how random prompts differ, and what int8 graphs
-round, which is about as much in all dimensions (without the floor, an int8 file refuses every prompt).
+counts as no difference, and makes a singular S no matter.
 
 The limit is set on prompts that were not fitted on, as the conformal quantile: where prompts are exchangeable, at most
 `alarms` of the task's prompts are beyond it (Vovk et al. 2005).
@@ -14,7 +13,9 @@ The limit is set on prompts that were not fitted on, as the conformal quantile: 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,10 +29,13 @@ from exporter.tasks.dataset import Dataset
 ALARMS = 0.01  # share of the task's own prompts that may be beyond the limit
 N_DIRECTIONS = 64
 SHRINK = 0.01
-FLOOR = 1e-3  # int8 embeddings alone are rounded by some 1e-4 of their variance
+FLOOR = 1e-4
 N_RANDOM = 1000  # prompts of random tokens
 _CHUNK = 32
 _ROUNDING = 1e-10  # of float32, squared and with room
+
+Read = Callable[[Tensor, Tensor | None], Tensor]
+"""(prompt, pos) token ids, and their mask or None, to the residuals at the last position, (prompt, d_model)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,20 +109,23 @@ def take_prompts(dataset: Dataset) -> list[tuple[Tensor, Tensor | None]]:
     return chunks
 
 
-def fit_scope(model: CircuitModel, fitted: Dataset, aside: Dataset, *, alarms: float = ALARMS) -> Scope:
+def fit_scope(
+    model: CircuitModel, fitted: Dataset, aside: Dataset, *, alarms: float = ALARMS, read: Read | None = None
+) -> Scope:
     """Fit the distance on the prompts of `fitted`, and set its limit on those of `aside` that are not among them.
 
     The limit is that of `Scope.widen`, and at least a squared distance of 1: a standard deviation along one direction.
-    Sums are in float64. Raises InputError: no prompt aside is left,
-    the model's residuals are not finite, or the same for all prompts.
+    Sums are in float64. `read` gives the residuals of a file that rounds, where those are to be fitted; default: the
+    model's own. Raises InputError: no prompt aside is left, residuals are not finite, or the same for all prompts.
     """
     for name, given, kind in (("model", model, CircuitModel), ("fitted", fitted, Dataset), ("aside", aside, Dataset)):
         require_type(name, given, kind)
-    kept = take_aside(aside, fitted)
+    kept = _take_aside(aside, fitted)
     if not kept:
         raise InputError("no selection prompt is new, and the limit of --guard is set on such: give others")
-    own, others = _read_all(model, take_prompts(fitted)), _read_all(model, kept)
-    random = _read_all(model, _draw_random(take_prompts(fitted), len(model.W_E)))
+    read = read or partial(read_residuals, model)
+    own, others = _read_all(read, take_prompts(fitted)), _read_all(read, kept)
+    random = _read_all(read, _draw_random(take_prompts(fitted), len(model.W_E)))
     if not all(bool(x.isfinite().all()) for x in (own, others, random)):
         raise InputError("the kept stream is not finite at some answer position, and --guard goes by it; leave it out")
     center = own.mean(dim=0)
@@ -141,8 +148,8 @@ def _find_directions(own: Tensor, random: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(inner.T, turn[:, -N_DIRECTIONS:], upper=True)
 
 
-def _read_all(model: CircuitModel, chunks: list[tuple[Tensor, Tensor | None]]) -> Tensor:
-    return torch.cat([read_residuals(model, ids, mask) for ids, mask in chunks]).double().cpu()  # (prompt, d_model)
+def _read_all(read: Read, chunks: list[tuple[Tensor, Tensor | None]]) -> Tensor:
+    return torch.cat([read(ids, mask) for ids, mask in chunks]).double().cpu()  # (prompt, d_model)
 
 
 def _draw_random(chunks: list[tuple[Tensor, Tensor | None]], n_tokens: int) -> list[tuple[Tensor, Tensor | None]]:
@@ -157,7 +164,7 @@ def _draw_random(chunks: list[tuple[Tensor, Tensor | None]], n_tokens: int) -> l
     return drawn
 
 
-def take_aside(aside: Dataset, fitted: Dataset) -> list[tuple[Tensor, Tensor | None]]:
+def _take_aside(aside: Dataset, fitted: Dataset) -> list[tuple[Tensor, Tensor | None]]:
     """`take_prompts` of those prompts of `aside` that are not in `fitted`."""
     seen = {prompt for ids, mask in take_prompts(fitted) for prompt in _as_tuples(ids, mask)}
     kept = []

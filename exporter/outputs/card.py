@@ -14,7 +14,7 @@ from typing import Any
 from exporter.circuit import Circuit
 from exporter.escaping import escape_controls, escape_markdown, quote_code, quote_shell
 from exporter.evidence.figures import Evaluation
-from exporter.evidence.guard import GuardFigures, describe_guard
+from exporter.evidence.guarded import GuardFigures, describe_guard
 from exporter.evidence.sentences import describe_sets
 from exporter.graph.int8 import EVERYWHERE
 from exporter.metrics.statistics import Accuracy
@@ -76,16 +76,16 @@ def render_card(
     quoted = quote_shell(example)
     if template is not None and template.fits(example):
         quoted = f"--text {quote_shell(template.cut(example))}"
-    circuit, model, size, exact = manifest.get_circuit(), manifest.model, manifest.size, manifest.exactness
-    licence, name = find_licence(model.name), _name_model(model.name)
+    ends_options = "-- " if example.startswith("-") and not quoted.startswith("--text ") else ""
+    command = f"export-circuit run . {ends_options}{quoted}"
+    circuit, model = manifest.get_circuit(), manifest.model
     pinned = isinstance(manifest.onnx.inputs["input_ids"][1], int)
     means = f"its mean {'at each position' if circuit.ablation.by == 'position' else 'over all positions'}"
     return _CARD.substitute(
         front=render_front_matter(manifest),
-        licence_text=escape_markdown(licence or "not known to the exporter; see where the model comes from"),
         task=escape_markdown(Path(manifest.task.name).name),
         task_code=quote_code(Path(manifest.task.name).name),
-        name=escape_markdown(name),
+        name=escape_markdown(_name_model(model.name)),
         family=escape_markdown(model.family),
         components=_name_components(circuit),
         ablation=f"{means} on prompts of the task" if circuit.ablation.kind == "mean" else "zero",
@@ -94,31 +94,50 @@ def render_card(
         template="" if template is None else _say_template(template, framed=framed),
         example="\n    ".join(escape_controls(line, keep="\t") for line in example.splitlines()),
         quoted=quoted,
-        command=quote_code(f"export-circuit run . {quoted}"),
-        figures="\n".join(_row(name, figures) for name, figures in {"held out": manifest.test, **manifest.ood}.items()),
-        sentences="".join(f"\n{escape_markdown(text)}.\n" for text in describe_sets(manifest.test, manifest.ood)),
-        parameters=f"{size.circuit:,}",
-        dense_parameters=f"{size.dense:,}",
-        reduction=f"{-size.reduction:+.1%}",
-        exact_prompts=exact.prompts,
-        exactness=f"{max(exact.hooked_vs_rewritten, exact.rewritten_vs_onnx):.1e}",
-        limit=f"{exact.limit:.1e}",
-        latency="".join(
+        command=quote_code(command),
+        length=_say_length(max_length, pinned=pinned),
+        export=_say_export(manifest.export, manifest.guard),
+        this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
+        runtimes="".join(f"\n{text}\n" for text in runtimes),
+        **_fill_figures(manifest),
+        **_fill_origin(manifest),
+    )
+
+
+def _fill_figures(manifest: Manifest) -> dict[str, str]:
+    """What was measured: answers, sizes, exactness, latency."""
+    size, exact = manifest.size, manifest.exactness
+    return {
+        "figures": "\n".join(
+            _row(name, figures) for name, figures in {"held out": manifest.test, **manifest.ood}.items()
+        ),
+        "sentences": "".join(f"\n{escape_markdown(text)}.\n" for text in describe_sets(manifest.test, manifest.ood)),
+        "parameters": f"{size.circuit:,}",
+        "dense_parameters": f"{size.dense:,}",
+        "reduction": f"{-size.reduction:+.1%}",
+        "exact_prompts": str(exact.prompts),
+        "exactness": f"{max(exact.hooked_vs_rewritten, exact.rewritten_vs_onnx):.1e}",
+        "limit": f"{exact.limit:.1e}",
+        "latency": "".join(
             f"\nLatency at batch {timed.batch}, {timed.threads} CPU threads: {timed.circuit * 1e3:.2f} ms; dense, "
             f"exported the same way: {timed.dense * 1e3:.2f} ms ({timed.speedup:.2f} x, 95 % interval "
             f"{timed.speedup_ci95[0]:.2f} to {timed.speedup_ci95[1]:.2f}).\n"
             for timed in manifest.latency
         ),
-        length=_say_length(max_length, pinned=pinned),
-        export=_say_export(manifest.export, manifest.guard),
-        this_file="this ONNX file" if manifest.export.precision == "fp32" else "this ONNX file's graph in fp32",
-        runtimes="".join(f"\n{text}\n" for text in runtimes),
-        revision="" if model.revision is None else f", revision {quote_code(model.revision)}",
-        sha256=quote_code(model.sha256),
-        task_parameters=quote_code(json.dumps(_hide_folder(manifest.task.parameters))),
-        versions=escape_markdown(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
-        notes="".join(f"- {escape_markdown(note)}\n" for note in manifest.notes),
-    )
+    }
+
+
+def _fill_origin(manifest: Manifest) -> dict[str, str]:
+    """Where the model comes from, and what it was made with."""
+    model, licence = manifest.model, find_licence(manifest.model.name)
+    return {
+        "licence_text": escape_markdown(licence or "not known to the exporter; see where the model comes from"),
+        "revision": "" if model.revision is None else f", revision {quote_code(model.revision)}",
+        "sha256": quote_code(model.sha256),
+        "task_parameters": quote_code(json.dumps(_hide_folder(manifest.task.parameters))),
+        "versions": escape_markdown(", ".join(f"{name} {version}" for name, version in manifest.versions.items())),
+        "notes": "".join(f"- {escape_markdown(note)}\n" for note in _list_notes(manifest)),
+    }
 
 
 def _name_components(circuit: Circuit) -> str:
@@ -136,6 +155,12 @@ def _name_model(name: str) -> str:
 def _hide_folder(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A task's parameters; of a file's path the name alone."""
     return {key: Path(value).name if key == "path" else value for key, value in parameters.items()}
+
+
+def _list_notes(manifest: Manifest) -> list[str]:
+    """The manifest's notes, which name a task's file without its folder here."""
+    path = str(manifest.task.parameters.get("path", ""))
+    return [note.replace(path, Path(path).name) if path else note for note in manifest.notes]
 
 
 def _say_template(template: PromptTemplate, *, framed: bool) -> str:

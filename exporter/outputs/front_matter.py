@@ -15,13 +15,12 @@ _HUB_CACHE = re.compile(r"datasets--([\w.-]+?)--([\w.-]+)")  # the hub's cache n
 
 def render_front_matter(manifest: Manifest) -> str:
     """The block between dashes. Names of files and folders of the user's are never in it."""
-    values = {
-        "library_name": "onnx",
-        "pipeline_tag": "text-classification" if manifest.export.labels else "text-generation",
-        "license": find_licence(manifest.model.name),
-        "base_model": find_base(manifest.model.name),
-    }
-    lines = [f"{key}: {quote_yaml(value)}" for key, value in values.items() if value is not None]
+    lines = [
+        "library_name: onnx",
+        f"pipeline_tag: {'text-classification' if manifest.export.labels else 'text-generation'}",
+    ]
+    found = {"license": find_licence(manifest.model.name), "base_model": find_base(manifest.model.name)}
+    lines += [f"{key}: {quote_yaml(value)}" for key, value in found.items() if value is not None]
     if (dataset := find_dataset(manifest)) is not None:
         lines.append(f"datasets: [{quote_yaml(dataset)}]")
     lines.append("tags: [circuit, mechanistic-interpretability, export-circuit]")

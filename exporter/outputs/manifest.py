@@ -19,7 +19,7 @@ from exporter.errors import InputError
 from exporter.evidence.controls import Controls
 from exporter.evidence.figures import Evaluation
 from exporter.evidence.footprint import Memory
-from exporter.evidence.guard import GuardFigures
+from exporter.evidence.guarded import GuardFigures
 from exporter.evidence.latency import Latency
 from exporter.evidence.shown import ShownAttention, ShownPrompt
 from exporter.files import open_regular, read_text

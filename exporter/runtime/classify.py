@@ -11,7 +11,8 @@ import numpy as np
 
 from exporter.errors import InputError
 from exporter.runtime.generate import check_prompt, pad_left
-from exporter.runtime.session import read_form, read_labels, run_step
+from exporter.runtime.session import read_form, run_step
+from exporter.runtime.words import read_labels
 
 if TYPE_CHECKING:
     import onnxruntime

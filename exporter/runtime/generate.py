@@ -21,11 +21,11 @@ from exporter.runtime.session import (
     call_step,
     read_answer_ids,
     read_form,
-    read_labels,
     read_max_length,
     read_vocab_size,
     require_guards,
 )
+from exporter.runtime.words import read_labels
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -19,7 +19,8 @@ from exporter.loading.sources.framing import read_framed
 from exporter.loading.sources.reading import read_prompt, read_tokenizer
 from exporter.runtime.classify import Classification, classify_prompts
 from exporter.runtime.generate import Generation, generate_greedy
-from exporter.runtime.session import open_session, read_labels, read_template
+from exporter.runtime.session import open_session
+from exporter.runtime.words import read_labels, read_template
 from exporter.tasks.template import Template
 
 if TYPE_CHECKING:

@@ -15,20 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.errors import InputError, MissingRuntimeError
-from exporter.files import parse_json
 from exporter.files.reading import require_regular
 from exporter.graph.guards import GUARDS, REMEDIES, SCOPE_DISTANCE, TEXT_GUARDS
 from exporter.graph.int8 import EVERYWHERE
-from exporter.graph.metadata import (
-    ANSWER_IDS_KEY,
-    LABELS_KEY,
-    MAX_LENGTH_KEY,
-    PROCESSORS_KEY,
-    TEMPLATE_KEY,
-    VOCAB_SIZE_KEY,
-)
+from exporter.graph.metadata import ANSWER_IDS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
 from exporter.graph.options import Form
-from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -266,42 +257,6 @@ def read_answer_ids(session: onnxruntime.InferenceSession) -> np.ndarray[Any, An
         return None if text is None else np.array(json.loads(text), np.int64).reshape(-1)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError("the file's answer tokens are damaged; export it again") from error
-
-
-def read_labels(session: onnxruntime.InferenceSession) -> tuple[str, ...] | None:
-    """The names of a classifier's classes, in the order of its logits; None for a language model.
-
-    Raises InputError: the file's metadata is damaged.
-    """
-    text = session.get_modelmeta().custom_metadata_map.get(LABELS_KEY)
-    if text is None:
-        return None
-    try:
-        labels = parse_json(text)
-    except (ValueError, RecursionError):
-        labels = None
-    n_classes = _named(session.get_outputs(), "logits").shape[-1]
-    if not isinstance(labels, list) or [type(label) for label in labels] != [str] * n_classes:
-        raise InputError("the file's labels are damaged; export it again")
-    return tuple(labels)
-
-
-def read_template(session: onnxruntime.InferenceSession) -> Template | None:
-    """The text around a user's text in each prompt of the file's task; None without one.
-
-    Raises InputError: the file's metadata is damaged.
-    """
-    text = session.get_modelmeta().custom_metadata_map.get(TEMPLATE_KEY)
-    if text is None:
-        return None
-    try:
-        found = parse_json(text)
-        template = Template(found["prefix"], found["suffix"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        template = None
-    if template is None or not all(isinstance(part, str) for part in (template.prefix, template.suffix)):
-        raise InputError("the file's template is damaged; export it again")
-    return template
 
 
 def read_max_length(session: onnxruntime.InferenceSession) -> int | None:

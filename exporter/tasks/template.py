@@ -6,10 +6,12 @@ travel with the exported model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 _SENTENCE_ENDS = ".!?"
+_LAST_SIGN = re.compile(r".*(?:[^\w\s]|\n)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,33 @@ class Template:
 def find_template(patching: Sequence[str], others: Collection[str]) -> Template | None:
     """What all patching prompts begin and end with, if there is a template: `others` must fit it, too.
 
-    Words are not cut: the prefix ends, and the suffix begins, with another character than a letter or digit. A full
-    stop, `!` or `?` that all texts end with is theirs. There must be words after the text: what follows a mere prefix
-    may be the rest of a sentence, as in `The keys`, which nobody would leave out.
+    Texts can be alike by chance, so what they share is not the template's: words after its last sign or line break,
+    such as the `The` of `Review: The`; words before the line break that ends them; a full stop, `!` or `?` that ends
+    them all. None where this cannot be told (words without a sign before the texts), and where no words follow the
+    texts: what follows a mere prefix may be the rest of a sentence, as in `The keys`, which nobody would leave out.
     """
     if len(set(patching)) < 2:
         return None
     prefix, suffix = _take_shared(patching), _take_shared([prompt[::-1] for prompt in patching])[::-1]
-    while prefix and prefix[-1].isalnum():
-        prefix = prefix[:-1]
-    while suffix and (suffix[0].isalnum() or suffix[0] in _SENTENCE_ENDS):
-        suffix = suffix[1:]
-    found = Template(prefix, suffix)
+    sign = _LAST_SIGN.match(prefix)
+    if sign is None and any(letter.isalnum() for letter in prefix):
+        return None
+    suffix = _start_suffix(suffix)
+    found = Template("" if sign is None else sign[0], suffix)
     if not any(letter.isalnum() for letter in suffix):
         return None
     texts = [found.cut(prompt) for prompt in patching]
     if not all(map(found.fits, [*patching, *others])) or any(text != text.strip() for text in texts):
         return None
     return found
+
+
+def _start_suffix(suffix: str) -> str:
+    """What all texts are followed by, from the end of the texts' own words on."""
+    while suffix and (suffix[0].isalnum() or suffix[0] in _SENTENCE_ENDS):
+        suffix = suffix[1:]
+    line, broken, rest = suffix.partition("\n")
+    return broken + rest if broken and any(letter.isalnum() for letter in line) else suffix
 
 
 def _take_shared(texts: Sequence[str]) -> str:

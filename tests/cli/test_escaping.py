@@ -30,6 +30,7 @@ from exporter.graph.export import read_metadata
 from exporter.graph.metadata import Origin
 from exporter.outputs.card import render_card
 from exporter.outputs.manifest import Manifest
+from exporter.tasks.template import Template
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = [
@@ -204,10 +205,13 @@ def test_a_card_is_ended_by_no_name(text: str, tmp_path: Path) -> None:
         "ood": {text: manifest.test},
         "versions": {"python": text},
         "notes": [text],
+        "export": manifest.export.model_copy(
+            update={"labels": [text, "b"], "template": Template(text, f"{text}a"), "in_fp32": [text]}
+        ),
     }
 
     def render(manifest: Manifest, example: str) -> str:
-        return render_card(manifest, "plain", kv_heads=(), max_length=4, example=example)
+        return render_card(manifest, max_length=4, example=example, framed=True)
 
     card, plain = render(manifest.model_copy(update=changes), text), render(manifest, "w1")
     front = card.split("---\n")[1]

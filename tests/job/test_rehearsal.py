@@ -20,7 +20,7 @@ from nursery import Nursery
 from exporter.circuit import Ablation, Circuit, Head
 from exporter.errors import ExactnessError, ExportCircuitError, InputError, UsageError
 from exporter.graph import export as onnx_export
-from exporter.job import build, rehearsal
+from exporter.job import build, rehearsal, timing
 from exporter.job import run as pipeline
 from exporter.job.build import build_file
 from exporter.job.options import Job, choose_ablation
@@ -37,9 +37,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True, scope="module")
 def _briefly() -> Iterator[None]:
     """Hundreds of tiny jobs: few prompts to measure with."""
-    batches, build.LATENCY_BATCHES = build.LATENCY_BATCHES, (1, 3)
+    batches, timing.LATENCY_BATCHES = timing.LATENCY_BATCHES, (1, 3)
     yield
-    build.LATENCY_BATCHES = batches
+    timing.LATENCY_BATCHES = batches
 
 
 def make_lines(shape: str) -> list[dict[str, Any]]:
@@ -117,6 +117,7 @@ REST: dict[str, tuple[Any, ...]] = {
     "weights": ("uint8", "int7"),
     "target": ("portable", "ort"),
     "external_data": (False, True),
+    "guard": (False, True),
     "mlps": (True, False),
     "ablation": (None, "mean", "zero"),
     "mean": (None, "position", "global"),

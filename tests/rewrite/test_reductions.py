@@ -23,7 +23,8 @@ from exporter.graph.options import GraphOptions
 from exporter.network.model import CircuitModel
 from exporter.outputs.manifest import hash_file
 from exporter.rewrite.surgery import rewrite_model
-from exporter.runtime.session import open_session, read_answer_ids, read_labels, read_vocab_size, run_logits
+from exporter.runtime.session import open_session, read_answer_ids, read_vocab_size, run_logits
+from exporter.runtime.words import read_labels
 from exporter.tasks.dataset import Dataset
 
 CIRCUIT = Circuit(heads=(Head(0, 1), Head(1, 0)), mlps=(0, 2))

@@ -19,15 +19,19 @@ def test_what_all_prompts_share_at_both_ends_is_the_template() -> None:
 @pytest.mark.parametrize(
     ("texts", "form", "expected"),
     [
-        (["It is good.", "It was bad."], "Review: {}\nSentiment:", ("Review: It ", "\nSentiment:")),  # shared words
+        (["It is good.", "It was bad."], "Review: {}\nSentiment:", ("Review: ", "\nSentiment:")),  # shared words
+        (["one day", "my day"], "Review: {}\nSentiment:", ("Review: ", "\nSentiment:")),
+        (["one nice day.", "two nice day."], "Q: {}\n\nIs it?\nA:", ("Q: ", "\n\nIs it?\nA:")),
+        (["It is good.", "It was bad."], "{} All in all, it was", None),  # words before, and no sign
+        (["A film.", "My meal!"], "{} All in all, it was", ("", " All in all, it was")),
         (["good day.", "bad way."], "Review: {}\nSentiment:", ("Review: ", "\nSentiment:")),  # no parts of words
         (["a b", "c d"], 'Say "{}" in one word:', ('Say "', '" in one word:')),
         (["a", "b"], "{}\nlabel:", ("", "\nlabel:")),
     ],
 )
-def test_words_are_whole(texts: list[str], form: str, expected: tuple[str, str]) -> None:
+def test_words_are_whole(texts: list[str], form: str, expected: tuple[str, str] | None) -> None:
     prompts = [form.format(text) for text in texts]
-    assert find_template(prompts, []) == Template(*expected)
+    assert find_template(prompts, []) == (None if expected is None else Template(*expected))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from exporter.rewrite.surgery import operate, rewrite_model
 from exporter.runtime.classify import classify_prompts
 from exporter.runtime.generate import generate_greedy
 from exporter.runtime.prompting import open_decoder
-from exporter.runtime.session import open_session, read_labels, run_logits
+from exporter.runtime.session import open_session, run_logits
+from exporter.runtime.words import read_labels
 from exporter.verify.exactness import verify_surgery
 
 CLASSES = GraphOptions(logits="classes", answer_ids=(7, 3, 5), labels=("seven", "three", "five"))

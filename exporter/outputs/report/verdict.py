@@ -8,7 +8,7 @@ from typing import Literal
 
 from exporter.evidence.controls import describe_controls
 from exporter.evidence.figures import Evaluation
-from exporter.evidence.guard import describe_guard
+from exporter.evidence.guarded import describe_guard
 from exporter.evidence.sentences import describe_unseen, is_below
 from exporter.outputs.manifest import Manifest
 from exporter.outputs.report.words import join_names, write_count, write_interval, write_p, write_points, write_share
