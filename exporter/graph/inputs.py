@@ -8,8 +8,8 @@ import onnx_ir as ir
 from exporter.graph.guards import IN_VOCABULARY
 from exporter.graph.nodes import NodeAuthor, make_value
 from exporter.graph.options import GraphOptions
-from exporter.network.attention import Attention
 from exporter.network.model import CircuitModel
+from exporter.network.step import list_attentions
 
 # Names of the free axes, as Optimum and Transformers.js write them.
 BATCH = "batch_size"
@@ -38,9 +38,8 @@ class InputAuthor(NodeAuthor):
             self.attention_mask = make_value("attention_mask", ir.DataType.INT64, [BATCH, total])
             self.inputs.append(self.attention_mask)
         if self.form == "past":
-            for sublayer in model.sublayers():
-                if isinstance(sublayer, Attention):
-                    self.add_past(len(sublayer.kv_heads), sublayer.d_head)
+            for attention in list_attentions(list(model.steps)):
+                self.add_past(len(attention.kv_heads), attention.d_head)
         self.outputs: list[ir.Value] = []  # beside the logits
 
     def add_past(self, n_kv: int, d_head: int) -> None:

@@ -33,6 +33,11 @@ def find_last_attending(steps: Sequence[Step] | Sequence[Sublayer]) -> int:
     return max((index for index, step in enumerate(steps) if step.attends), default=-1)
 
 
+def list_attentions(steps: Sequence[Step]) -> list[Attention]:
+    """The attention sublayers of some steps, in their order: those whose keys and values a decoder keeps."""
+    return [sublayer for step in steps for sublayer in step.sublayers if isinstance(sublayer, Attention)]
+
+
 class Step(nn.Module):
     """Sublayers that read the same residual, and a constant that is added with their outputs.
 
