@@ -145,8 +145,8 @@ def _find_directions(own: Tensor, random: Tensor) -> Tensor:
     # with S + N = L L', the eigenvectors of inv(L) B inv(L)' are L' w
     whitened = torch.linalg.solve_triangular(inner, torch.linalg.solve_triangular(inner, B, upper=False).T, upper=False)
     _, turn = torch.linalg.eigh((whitened + whitened.T) / 2)
-    directions: Tensor = torch.linalg.solve_triangular(inner.T, turn[:, -N_DIRECTIONS:], upper=True)
-    return directions
+    found: Tensor = torch.linalg.solve_triangular(inner.T, turn[:, -N_DIRECTIONS:], upper=True)
+    return found
 
 
 def _read_all(read: Read, chunks: list[tuple[Tensor, Tensor | None]]) -> Tensor:
