@@ -245,7 +245,7 @@ def fuzz(draws: int, seed: int) -> dict[str, Any]:
             found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
             return found
         now = Path(folder, "now")
-        where = now.read_text(encoding="utf-8") if now.exists() else "at the start"
+        where = now.read_text(encoding="utf-8") if now.exists() else "the start"
         crash = f"the process ended with {done.returncode} at {where}: {done.stderr[-300:]}"
         return {"draws": draws, "seed": seed, "findings": [crash]}
 

@@ -32,7 +32,7 @@ def emit_scope(author: InputAuthor, x: ir.Value, scope: Scope | None, *, last: b
         x = author.op("Cast", x, name="scope.float", to=ir.DataType.FLOAT)
     weights = (author.constant(_DIRECTIONS, scope.directions.numpy()), author.constant(_SHIFT, scope.shift.numpy()))
     apart = author.op("Gemm", x, *weights, name="scope.apart")  # (batch, direction)
-    distance = author.op("ReduceSumSquare", apart, author.integers(-1), name=SCOPE_DISTANCE, keepdims=0)
+    distance = author.op("ReduceSumSquare", apart, author.integers(1), name=SCOPE_DISTANCE, keepdims=0)
     grows = author.form == "past"
     limit = author.constant("scope.limit", np.array(1, np.float32))
     within = author.op("LessOrEqual", distance, limit, name="scope.within" if grows else IN_SCOPE)
@@ -50,7 +50,7 @@ def add_residuals(path: str | Path) -> None:
     proto = onnx.load(path, load_external_data=False)
     (gemm,) = (node for node in proto.graph.node if node.name == "scope.apart")
     proto.graph.node.append(onnx.helper.make_node("Identity", [gemm.input[0]], [RESIDUALS], name=RESIDUALS))
-    shape = ["batch", next(tensor.dims[0] for tensor in proto.graph.initializer if tensor.name == _DIRECTIONS)]
+    shape = [BATCH, next(tensor.dims[0] for tensor in proto.graph.initializer if tensor.name == _DIRECTIONS)]
     proto.graph.output.append(onnx.helper.make_tensor_value_info(RESIDUALS, onnx.TensorProto.FLOAT, shape))
     onnx.save(proto, path)
 
