@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from jobs import CIRCUIT, SMALL
 
-from exporter.evidence.guard import GuardFigures, Refusals, describe_guard, note_guard
+from exporter.evidence.guard import note_guard
+from exporter.evidence.guarded import GuardFigures, Refusals, describe_guard
 from exporter.graph.scope import read_scope
 from exporter.outputs.manifest import Manifest
 
