@@ -23,6 +23,7 @@ class Checkpoint:
 
     path: the sizes so far. base: what the next cut is made from; None for the dense model. best: the smallest network
     that kept the budget, if one did; the same object as `base` where it is the same network. table, goal: of the Meter.
+    tutor: the network that teaches the smaller ones, if there is one (`exporter.search.tutor`).
     """
 
     path: tuple[SizeStep, ...]
@@ -31,16 +32,18 @@ class Checkpoint:
     best: Packed | None
     table: LatencyTable | None = None
     goal: float = 0.0
+    tutor: Packed | None = None
 
 
 def save_checkpoint(journal: Journal, checkpoint: Checkpoint) -> None:
     """Append the last size to the journal; returns after fsync. Raises InputError, OSError as `WeightFiles.write`."""
     base = _write(journal, checkpoint.base)
     best = base if checkpoint.best is checkpoint.base else _write(journal, checkpoint.best)
+    tutor = _write(journal, checkpoint.tutor)
     size, walk = checkpoint.path[-1].to_json(), asdict(checkpoint.walk)
     meter = {"table": None if checkpoint.table is None else checkpoint.table.to_json(), "goal": checkpoint.goal}
-    journal.add({"size": size, "walk": walk, "base": base, "best": best, **meter})
-    journal.weights.keep({network["sha256"] for network in (base, best) if network is not None})
+    journal.add({"size": size, "walk": walk, "base": base, "best": best, "tutor": tutor, **meter})
+    journal.weights.keep({network["sha256"] for network in (base, best, tutor) if network is not None})
 
 
 def load_checkpoint(journal: Journal) -> Checkpoint | None:
@@ -51,7 +54,8 @@ def load_checkpoint(journal: Journal) -> Checkpoint | None:
     last = entries[-1]
     base = _read(journal, last.base)
     best = base if last.best == last.base else _read(journal, last.best)
-    return Checkpoint(tuple(entry.size for entry in entries), last.walk, base, best, last.table, last.goal)
+    path = tuple(entry.size for entry in entries)
+    return Checkpoint(path, last.walk, base, best, last.table, last.goal, _read(journal, last.tutor))
 
 
 def read_prior(journal: Journal, *, gradual: bool) -> dict[str, Any]:
@@ -67,19 +71,20 @@ class _Entry:
     walk: Walk
     base: tuple[Circuit, str] | None
     best: tuple[Circuit, str] | None
+    tutor: tuple[Circuit, str] | None
     table: LatencyTable | None
     goal: float
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> _Entry:
         """Raises KeyError, TypeError, ValueError, InputError: it is none."""
-        base, best = (
+        base, best, tutor = (
             None if network is None else (Circuit.from_json(network["circuit"]), _take_hash(network["sha256"]))
-            for network in (data["base"], data["best"])
+            for network in (data["base"], data["best"], data.get("tutor"))
         )
         table = None if data["table"] is None else LatencyTable.from_json(data["table"])
         size, walk = SizeStep.from_json(data["size"]), Walk.from_json(data["walk"])
-        return cls(size, walk, base, best, table, float(data["goal"]))
+        return cls(size, walk, base, best, tutor, table, float(data["goal"]))
 
 
 def _take_hash(value: Any) -> str:

@@ -41,6 +41,7 @@ from exporter.search.state import (
     start_state,
     unpack_state,
 )
+from exporter.search.tutor import ask_tutor
 from exporter.search.walk import FIRST, GENTLER, GENTLER_UNHEALED, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
 
 HEALED = 0.25  # from here on a size is healed
@@ -83,25 +84,24 @@ class _Search:
         self.selection = ask_dense(self.dense, problem.selection.take(problem.selection.order_by_length()))
         lessons = ask_dense(self.dense, problem.patching, normed=problem.normed)
         lessons = choose_lessons(lessons, problem.teacher)
-        self.lessons, aside = keep_aside(lessons, self._make_generator())
+        self.lessons, self.aside = keep_aside(lessons, self._make_generator())
         length, n_steps = problem.patching.length, problem.patching.n_steps
         ranks = problem.ranks
         fits = plan_learning(self.dense, CHUNK, length, problem.memory_limit, n_steps=n_steps) if ranks.leads else None
         self.plan = cast("LearningPlan", ranks.share(fits))
-        self.healer = make_healer(problem, self.lessons, aside, self.plan)
+        self.healer = make_healer(problem, self.lessons, self.aside, self.plan)
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
         self.meter = Meter(problem, self.budget, self.bounds, setup=SETUP)
         self.constant = judge_constant(self.selection, self.lessons, problem.teacher)
         self.start = start_state(self.dense, problem.replacements.ablation, problem.patching.length)
-        self.base, self.best = self.start, None
+        self.base: State = self.start
+        self.best: State | None = None
+        self.tutor: State | None = None
         ratio = RATIO if self.heals else RATIO_UNHEALED
         self.walk = Walk(target=FIRST if self.heals else ratio, ratio=ratio)
         if problem.checkpoint is not None:
             self._restore(problem.checkpoint)
-
-    base: State
-    best: State | None
 
     def run(self) -> Iterator[SizeStep]:
         """Try sizes until the next one is known to be too small; each is yielded when it is noted."""
@@ -131,15 +131,24 @@ class _Search:
     def _try(self, trial: State) -> SizeStep:
         """Heal a network, judge it, and go on from it or from the last good one."""
         walk = self.walk
-        heals = self.heals and (walk.target <= HEALED or walk.failures > 0)
+        seeks_tutor = self.problem.teacher != "dense" and self.tutor is None
+        heals = self.heals and (walk.target <= HEALED or walk.failures > 0 or seeks_tutor)
         judged = heals or not self.heals  # a large network that is not healed yet says nothing
         step = self._heal_and_judge(trial, heals=heals)
         harmless = step.kept and step.kl_cut < HARMLESS
         walk.go_on(self.meter.costs.price(trial.model), kept=step.kept, judged=judged, harmless=harmless)
         if step.kept:
             self.best = trial
+            if seeks_tutor:
+                self._follow(trial)
         self.base = trial if step.kept or not judged else self.best or self.start
         return step
+
+    def _follow(self, tutor: State) -> None:
+        """From here on a network that has learnt the right answers teaches."""
+        self.tutor, generator = tutor, torch.Generator().manual_seed(100_000 * self.problem.seed + 998)
+        answered = ask_tutor(tutor.model, self.lessons, self.aside, generator)
+        self.healer = make_healer(self.problem, *answered, self.plan, teacher="tutor")
 
     def _should_polish(self, is_over: bool) -> bool:
         """Whether the best network is to be healed for longer: before cuts that are gentler, and at the end."""
@@ -179,7 +188,8 @@ class _Search:
         """What an interrupted search goes on from."""
         best = None if self.best is None else pack_state(self.best)
         base = best if self.base is self.best else None if self.base is self.start else pack_state(self.base)
-        return Checkpoint(tuple(self.path), replace(self.walk), base, best, self.meter.table, self.meter.goal)
+        tutor = best if self.tutor is self.best else None if self.tutor is None else pack_state(self.tutor)
+        return Checkpoint(tuple(self.path), replace(self.walk), base, best, self.meter.table, self.meter.goal, tutor)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Go on from there."""
@@ -188,6 +198,8 @@ class _Search:
         self.base = self.start if base is None else unpack_state(base, self.start)
         if best is not None:
             self.best = self.base if best is base else unpack_state(best, self.start)
+        if checkpoint.tutor is not None:
+            self._follow(unpack_state(checkpoint.tutor, self.start))
 
     def finish(self) -> tuple[Surgery, SearchRecord]:
         """The smallest network that kept the budget; raises InputError where there is none."""
@@ -234,10 +246,8 @@ class _Search:
         n_steps, (steps, most) = 0, self._count_steps(trial)
         heals = heals and not (self._keeps_quality(cut) and cut.kl < HARMLESS)
         while heals and n_steps < most:
-            before, done = (
-                after,
-                self.healer.heal(trial.model, steps=min(steps, most - n_steps), seed=self._make_seed() + n_steps),
-            )
+            before, n = after, min(steps, most - n_steps)
+            done = self.healer.heal(trial.model, steps=n, seed=self._make_seed() + n_steps)
             after, n_steps = judge_network(trial.model, self.selection), n_steps + done
             is_vain = after.kl > USEFUL_ROUND * before.kl and after.accuracy <= before.accuracy
             if self._keeps_quality(after) or is_vain or not done:  # a refit is the same again

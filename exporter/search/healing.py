@@ -27,6 +27,8 @@ from exporter.search.shortlist import Shortlist
 from exporter.tasks.dataset import Dataset
 
 Heal = Literal["none", "refit", "distil"]
+Voice = Teacher | Literal["tutor"]
+"""Whom a network is healed after: the search's teacher, or a larger network that has learnt from it."""
 
 LEARNING_RATE = 0.3  # over d_model: wider networks take smaller steps (Yang et al., arXiv 2203.03466)
 WARM_UP = 10  # steps
@@ -77,10 +79,26 @@ def label_loss(lessons: Lessons, logits: Tensor) -> Tensor:
     return (total[known] - right.logsumexp(-1)[known]).sum()
 
 
-LOSSES: dict[Teacher, tuple[tuple[float, Callable[[Lessons, Tensor], Tensor], Callable[[Dataset], Tensor]], ...]] = {
+def kl_from_tutor(lessons: Lessons, logits: Tensor) -> Tensor:
+    """KL(tutor || circuit) among the choices where there are some, a sum over the answer positions, in nats."""
+    prompts = lessons.prompts
+    if prompts.choice_ids is None:
+        return kl_from_dense(lessons, logits)
+    choices = prompts.choice_ids[:, None].expand(-1, logits.shape[1], -1)  # (prompt, step, choice)
+    left_out = (choices < 0) & (choices >= 0).any(dim=-1, keepdim=True)  # a prompt without choices counts for nothing
+    p, q = (
+        of_all.gather(-1, choices.clamp(min=0)).masked_fill(left_out, -torch.inf).log_softmax(-1)
+        for of_all in (lessons.log_p, logits)
+    )
+    kl = (p.exp() * (p - q).masked_fill(left_out, 0.0)).sum(-1)  # (prompt, step)
+    return (kl * prompts.counted).sum()
+
+
+LOSSES: dict[Voice, tuple[tuple[float, Callable[[Lessons, Tensor], Tensor], Callable[[Dataset], Tensor]], ...]] = {
     "dense": ((1.0, kl_from_dense, lambda prompts: prompts.counted),),
     "labels": ((1.0, label_loss, lambda prompts: prompts.known),),
     "both": ((BESIDE_LABELS, kl_from_dense, lambda prompts: prompts.counted), (1.0, label_loss, lambda p: p.known)),
+    "tutor": ((1.0, kl_from_tutor, lambda prompts: prompts.counted),),
 }
 """What each teacher's loss is a sum of: weights, losses, and which answer positions each is a mean over."""
 
@@ -112,7 +130,7 @@ class Healer:
 
     lessons: Lessons
     aside: Lessons | None
-    teacher: Teacher = "dense"
+    teacher: Voice = "dense"
     ranks: Ranks = SOLO
     plan: LearningPlan = _ALL_AT_ONCE
 

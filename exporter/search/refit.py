@@ -18,7 +18,7 @@ from torch import Tensor
 from exporter.network.model import CircuitModel
 from exporter.network.positions import Positions
 from exporter.network.step import Step, find_last_attending
-from exporter.search.healing import Healer
+from exporter.search.healing import Healer, Voice
 from exporter.search.lessons import Lessons
 from exporter.search.memory import LearningPlan
 from exporter.search.moments import Moments, find_read, find_rows, list_outputs, read_inputs
@@ -57,9 +57,11 @@ class Mender:
         return healer.heal(model, steps=steps, seed=seed) if self.trains else 0
 
 
-def make_healer(problem: Problem, lessons: Lessons, aside: Lessons | None, plan: LearningPlan) -> Mender:
-    """What a search heals with."""
-    healer = Healer(lessons, aside, problem.teacher, problem.ranks, plan)
+def make_healer(
+    problem: Problem, lessons: Lessons, aside: Lessons | None, plan: LearningPlan, *, teacher: Voice | None = None
+) -> Mender:
+    """What a search heals with, after the problem's teacher unless another is named."""
+    healer = Healer(lessons, aside, teacher or problem.teacher, problem.ranks, plan)
     return Mender(healer, problem.dense, refits=problem.heal == "refit", trains=problem.heal == "distil")
 
 

@@ -106,7 +106,7 @@ def test_it_ends_with_the_same_bytes_wherever_it_was_cut_short(
     for stop in range(1, len(record.path) + 1):
         interrupt(journal, stop, family=family, resume=stop > 1, **options)  # each goes on one size from the last
         last = get_last(journal)
-        needed = {network["sha256"][:16] for network in (last["base"], last["best"]) if network}
+        needed = {network["sha256"][:16] for network in (last["base"], last["best"], last["tutor"]) if network}
         assert {path.name[-28:-12] for path in find_weights(journal)} == needed
         assert len(read_folder(journal)) == 1 + len(needed)
     assert len(record.path) > 2
