@@ -15,6 +15,8 @@ FIGURES = {
 EXPORT: dict[str, Any] = {
     "logits": "last",
     "answer_ids": [],
+    "labels": [],
+    "template": None,
     "vocabulary": None,
     "opening": 0,
     "target": "portable",
@@ -52,4 +54,7 @@ DATA: dict[str, Any] = {
     "prompts": [],
     "attention": None,
     "controls": None,
+    "targets": [],
+    "graphs": {},
+    "guard": None,
 }

@@ -38,11 +38,13 @@ def _describe_weights(record: SearchRecord) -> str:
         return "The weights that stay are the original's."
     teachers = {"dense": "the dense model", "labels": "the right answers", "both": "the dense model and the answers"}
     teacher = teachers.get(learning.teacher, learning.teacher)
-    how = "solved anew" if learning.heal == "refit" else f"trained for {learning.steps:,} steps in all"
+    word, how = "healed", f"trained for {learning.steps:,} steps in all"
+    if learning.heal == "refit":
+        word, how = "refitted", "solved anew"
     bare = f", {learning.unlabelled:,} of them without an answer" if learning.unlabelled else ""
     return (
-        f"The weights that stay were {how} on {learning.prompts:,} prompts of the task{bare}, "
-        f"after {escape_markdown(teacher)}."
+        f"The weights that stay are {word}, not the original's: {how} on {learning.prompts:,} prompts "
+        f"of the task{bare}, after {escape_markdown(teacher)}."
     )
 
 

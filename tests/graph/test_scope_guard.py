@@ -170,8 +170,8 @@ def test_the_gate_sees_a_guard_that_computes_something_else(tmp_path: Path) -> N
 
 def test_run_py_asks_of_the_prompt_alone() -> None:
     script = render_runner("masked", longest=9, stop_ids=(0,), pinned=False, guards=("in_vocabulary", "in_scope"))
-    assert 'new is not ids or out["in_scope"].all() or sys.exit(' in script
-    assert '; out["in_vocabulary"].all() or sys.exit(' in script
+    assert 'if new is ids and not out["in_scope"].all(): sys.exit(' in script
+    assert 'if not out["in_vocabulary"].all(): new is ids and sys.exit(' in script
     compile(script, "run.py", "exec")
 
 

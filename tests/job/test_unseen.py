@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from exporter.job import build
+from exporter.job import timing
 from exporter.job.options import Job
 from exporter.job.run import run_job
 from exporter.loading.load import load_model
@@ -55,7 +55,7 @@ class Recorder:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """One that is there from the job's beginning to its end."""
     found = Recorder()
-    embed, compare = CircuitModel.embed, build.compare_latency
+    embed, compare = CircuitModel.embed, timing.compare_latency
 
     def embed_and_note(model: CircuitModel, ids: torch.Tensor, at: Positions) -> torch.Tensor:
         found.note(ids)
@@ -66,7 +66,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
         return compare(reference, path, ids, *rest, **options)
 
     monkeypatch.setattr(CircuitModel, "embed", embed_and_note)
-    monkeypatch.setattr(build, "compare_latency", compare_and_note)
+    monkeypatch.setattr(timing, "compare_latency", compare_and_note)
     return found
 
 
@@ -85,7 +85,7 @@ def test_the_search_reads_no_prompt_that_it_is_judged_by(
 ) -> None:
     monkeypatch.setattr(gradual, "LEAST_ROUND", 2)
     monkeypatch.setattr(gradual, "MOST_STEPS", 4)
-    monkeypatch.setattr(build, "LATENCY_BLOCKS", 2)
+    monkeypatch.setattr(timing, "LATENCY_BLOCKS", 2)
     checkpoint = make_checkpoint()
     tokenizer = load_model(checkpoint).tokenizer
     marks = {name: tokenizer.encode(text) for name, text in MARKERS.items()}
