@@ -86,6 +86,8 @@ class Nursery:
         """A child with this command line; `first` is code that it runs before."""
         self.n_started += 1
         out, err = (self.folder / f"{self.n_started}.{name}" for name in ("out", "err"))
+        out.touch()
+        err.touch()  # they are read before the child has opened them
         task = {"arguments": [str(a) for a in arguments], "first": first, "env": env, "out": str(out), "err": str(err)}
         return Child(self, self.ask(task), out, err)
 

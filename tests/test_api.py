@@ -33,4 +33,3 @@ def test_the_readmes_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert exporter.Circuit.load("circuit.json") == names["circuit"]
     loaded, ids = exporter.CircuitModel.load("folder"), names["data"].test.input_ids[:2]
     assert (loaded(ids) == names["small"](ids)).all()
-    assert len(names["prompts"]) == 1

@@ -38,6 +38,7 @@ For = Annotated[
     take_names(
         "--for",
         "What the bundle is for: onnxruntime, optimum, genai, ...; several may be given. Default: what fits of these.",
+        panel=FILE_PANEL,
     ),
 ]
 Alpha = Annotated[

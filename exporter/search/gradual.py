@@ -244,8 +244,8 @@ class _Search:
         """Heal a network in place, in rounds that are longer and longer while each is of use, and say how it does."""
         cut = after = judge_network(trial.model, self.selection)
         n_steps, (steps, most) = 0, self._count_steps(trial)
-        heals = heals and not (self._keeps_quality(cut) and cut.kl < HARMLESS)
-        while heals and n_steps < most:
+        learns = self.problem.teacher != "dense" or not self._keeps_quality(cut) or cut.kl >= HARMLESS
+        while heals and learns and n_steps < most:
             before, n = after, min(steps, most - n_steps)
             done = self.healer.heal(trial.model, steps=n, seed=self._make_seed() + n_steps)
             after, n_steps = judge_network(trial.model, self.selection), n_steps + done

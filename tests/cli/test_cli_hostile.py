@@ -291,7 +291,19 @@ def test_no_option_asks_whether_a_file_can_be_read() -> None:
     group: Any = get_command(app)
     found = [parameter for command in (group, *group.commands.values()) for parameter in command.params]
     paths = {parameter.name for parameter in found if parameter.metavar == "PATH"}
-    assert paths == {"out", "bundle", "circuit", "file", "task", "path", "against", "baseline", "fill", "plot"}
+    assert paths == {
+        "out",
+        "bundle",
+        "circuit",
+        "file",
+        "task",
+        "path",
+        "against",
+        "baseline",
+        "fill",
+        "plot",
+        "folder",
+    }
     functions = [group.callback, *(command.callback for command in group.commands.values())]
     for function in functions:
         for parameter in inspect.signature(function, eval_str=True).parameters.values():
