@@ -1,7 +1,7 @@
 """Which line of a data file goes into which set. No prompt is in two of them: that would be a leak.
 
 Lines that are alike (see `twins`) are cut as one, unless their user named the sets. Lines without an answer are
-patching lines.
+patching lines. A file that names patching and test lines alone lends some of the former to the selection set.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from exporter.tasks.records import SETS
 from exporter.tasks.twins import Twin, group_twins
 
 FEWEST_PROMPTS = 8
+LENT = 0.1  # of the patching lines, at most: what becomes the selection set of a file that names none
 
 
 def drop_duplicates(
@@ -84,6 +85,7 @@ def cut_sets(
     wanted = {name: sizes[name] for name in SETS}
     fewest = {name: min(FEWEST_PROMPTS, wanted[name]) for name in SETS}
     if named:
+        _lend_selection(rng, examples, twins, groups, wanted["selection"])
         sets = {name: _draw(rng, groups.get(name, []), wanted[name]) for name in SETS}
         for name, rows in sets.items():
             if len(rows) < fewest[name]:
@@ -99,6 +101,25 @@ def cut_sets(
     return {name: [examples[row] for row in rows] for name, rows in sets.items()}
 
 
+def _lend_selection(
+    rng: random.Random,
+    examples: Sequence[Example],
+    twins: Sequence[Twin],
+    groups: dict[str | None, list[int]],
+    wanted: int,
+) -> None:
+    """Where no line is of the selection set, some of the patching lines are: with an answer, and like no other line."""
+    if groups.get("selection"):
+        return
+    alike = {row for twin in twins for row in (twin.first, twin.second)}
+    patching = groups.get("patching", [])
+    fit = [row for row in patching if examples[row].is_labelled and row not in alike]
+    lent = set(_draw(rng, fit, min(wanted, int(LENT * len(fit)))))
+    if len(lent) >= FEWEST_PROMPTS:
+        groups["selection"] = sorted(lent)
+        groups["patching"] = [row for row in patching if row not in lent]
+
+
 def describe_unlabelled(examples: Sequence[Example]) -> list[str]:
     """A note on lines that are patching lines because they have no answer, and not because their user said so."""
     places = [e.record.place for e in examples if e.record.split is None and not e.is_labelled]
@@ -111,6 +132,9 @@ def describe_unlabelled(examples: Sequence[Example]) -> list[str]:
 def describe_unused(examples: Sequence[Example], sets: Mapping[str, Sequence[Example]]) -> list[str]:
     """A note on each set that takes fewer lines than the file has for it."""
     given, notes = Counter(example.record.split for example in examples), []
+    if given["patching"] and (lent := sum(example.record.split == "patching" for example in sets["selection"])):
+        given["patching"] -= lent
+        notes.append(f"no line is of the set selection: {lent:,} of the set patching are, and are not learnt from")
     for name, rows in sets.items():
         if len(rows) < given[name]:
             more = f"; --{name}-prompts takes more" if name in SETS else ""

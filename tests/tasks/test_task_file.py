@@ -588,3 +588,19 @@ def test_a_bad_template_or_table_is_refused(name: str, run: Run, tmp_path: Path)
     given = ("make-data", "--fill", tmp_path / "fill.csv", "--out", tmp_path / "my.jsonl", "--template", *arguments)
     run.fails(code, message, *given)
     assert [path.name for path in tmp_path.iterdir()] == ["fill.csv"]
+
+
+def test_a_file_without_selection_lines_lends_some_of_its_patching_lines(
+    write: Callable[..., str], bundled: LanguageModel
+) -> None:
+    lines = split_lines(patching=120, test=30)
+    data = load_task(write(lines), bundled.tokenizer, sizes=SplitSizes(200, 200, 200))
+    assert [len(data.patching), len(data.selection), len(data.test)] == [108, 12, 30]
+    shown = [set(map(tuple, part.input_ids.tolist())) for part in (data.patching, data.selection, data.test)]
+    assert not (shown[0] & shown[1] or shown[0] & shown[2] or shown[1] & shown[2])
+    assert any("no line is of the set selection: 12 of the set patching are" in note for note in data.notes)
+    assert not any("lines of the set patching" in note for note in data.notes)
+    again = load_task(write(lines), bundled.tokenizer, sizes=SplitSizes(200, 200, 200))
+    assert torch.equal(again.selection.input_ids, data.selection.input_ids)
+    with pytest.raises(DataFileError, match="the selection set needs at least 8 prompts, 0 lines have it"):
+        load_task(write(split_lines(patching=60, test=30)), bundled.tokenizer)
