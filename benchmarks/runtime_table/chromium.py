@@ -22,7 +22,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
     def __init__(self, *args: object, cases: Sequence[Case], **options: object) -> None:
         self.cases = cases
-        super().__init__(*args, **options)  # type: ignore[arg-type]
+        super().__init__(*args, **options)  # type: ignore[arg-type]  # handed on as they are
 
     def translate_path(self, path: str) -> str:
         if path.startswith("/graph/"):

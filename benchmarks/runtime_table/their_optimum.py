@@ -39,7 +39,7 @@ def main() -> None:
     for folder, kind, batches in json.load(sys.stdin):
         try:
             found.append(answer(folder, kind, batches))
-        except Exception as error:
+        except Exception as error:  # whatever a runtime raises is what the table says
             found.append(f"fails: {type(error).__name__}: {error}")
     print("\n" + json.dumps(found))
 

@@ -87,8 +87,8 @@ class _Routes:
         )
         self._add_routes()
         self.app.add_exception_handler(RequestError, self._tell)  # type: ignore[arg-type]  # of this class only
-        self.app.add_exception_handler(RequestValidationError, self._tell_invalid)  # type: ignore[arg-type]
-        self.app.add_exception_handler(HTTPException, self._tell_http)  # type: ignore[arg-type]
+        self.app.add_exception_handler(RequestValidationError, self._tell_invalid)  # type: ignore[arg-type]  # likewise
+        self.app.add_exception_handler(HTTPException, self._tell_http)  # type: ignore[arg-type]  # likewise
 
     def _add_routes(self) -> None:
         add: Any = self.app.add_api_route

@@ -29,7 +29,7 @@ class PromptError(RequestError):
 
     def to_json(self) -> dict[str, dict[str, str]]:
         """The body of the response."""
-        return {"error": {**super().to_json()["error"], "prompt": self.prompt}}  # type: ignore[dict-item]
+        return {"error": {**super().to_json()["error"], "prompt": self.prompt}}  # type: ignore[dict-item]  # a dict in a dict
 
 
 @dataclass(frozen=True, eq=False)

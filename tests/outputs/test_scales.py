@@ -15,6 +15,6 @@ def test_readers_that_batch_requests_get_scales_by_token(reader: str) -> None:
 
 
 def test_others_get_one_scale() -> None:
-    assert {"serve", "transformers-js", "triton"} == BATCHING
+    assert {"transformers-js", "triton"} == BATCHING
     assert choose_scales(None, "int8") == choose_scales(None, "int8", ["optimum"]) == "tensor"
     assert choose_scales("token", "int8") == "token"

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 from exporter.graph.options import Precision, Scales
 
-BATCHING = frozenset({"serve", "transformers-js", "triton"})
+BATCHING = frozenset({"transformers-js", "triton"})
 """Readers that put several users' requests into one batch, or are made to be called so."""
 
 
 def choose_scales(asked: Scales | None, precision: Precision, readers: Iterable[str] = ()) -> Scales:
     """The scales of a file's activations: those asked for, else by token in int8 where one of the readers batches.
 
-    `readers` are names of targets, and `serve`. In other precisions there are none, which is written "tensor".
+    `readers` are names of targets. In other precisions there are none, which is written "tensor".
     """
     if asked is not None:
         return asked
