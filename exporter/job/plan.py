@@ -246,7 +246,7 @@ def prepare(job: Job, model: LanguageModel | None = None) -> Plan:
         job.task,
         require_tokenizer(model),
         seed=job.seed,
-        sizes=choose_sizes(job, model),
+        sizes=choose_sizes(job, model, healed=record.learning is not None),
         limits=find_limits(model.dense),
         **job.parameters,
     )
@@ -270,10 +270,13 @@ def prepare(job: Job, model: LanguageModel | None = None) -> Plan:
     return plan
 
 
-def choose_sizes(job: Job, model: LanguageModel) -> SplitSizes:
-    """The job's sizes; a built-in task makes as many prompts as a gradual search has time to learn from."""
+def choose_sizes(job: Job, model: LanguageModel, *, healed: bool = False) -> SplitSizes:
+    """The job's sizes; a built-in task makes as many prompts as a gradual search has time to learn from.
+
+    So does one whose circuit was `healed` in such a search: its means are of those prompts.
+    """
     sizes = job.sizes or SplitSizes()
-    if sizes.patching is not None or not job.is_gradual or is_file_task(job.task):
+    if sizes.patching is not None or not (job.is_gradual or healed) or is_file_task(job.task):
         return sizes
     affordable = int(LESSONS_AT_SIZE / model.dense.count_parameters())
     return replace(sizes, patching=min(MOST_LESSONS, max(LEAST_LESSONS, affordable)))
