@@ -29,6 +29,7 @@ from exporter.search.lessons import ask_dense, choose_lessons, keep_aside
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
 from exporter.search.refit import make_healer
+from exporter.search.rounds import count_steps
 from exporter.search.rules import Budget
 from exporter.search.state import (
     State,
@@ -41,14 +42,12 @@ from exporter.search.state import (
     start_state,
     unpack_state,
 )
-from exporter.search.tutor import ask_tutor
+from exporter.search.tutor import EPOCHS, ask_tutor
 from exporter.search.walk import FIRST, GENTLER, GENTLER_UNHEALED, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
 
 HEALED = 0.25  # from here on a size is healed
 SETUP = 0.002  # what a sublayer costs beside its units, as a share of the dense model's parameters
 SCORED_FIRST, SCORED = 128, 256  # prompts that units are scored on, while the network is whole and later
-ROUND_AT_WHOLE, STEPS_AT_WHOLE = 6, 22  # of healing at the size of the dense model; at a share of it as many more
-LEAST_ROUND, MOST_ROUND, MOST_STEPS = 24, 240, 720
 USEFUL_ROUND = 0.9  # of the KL: what a round has to come below, or else win accuracy
 
 
@@ -63,12 +62,6 @@ def search_gradually(problem: Problem) -> tuple[Surgery, SearchRecord]:
         if problem.on_size is not None:
             problem.on_size(step, step.parameters / search.size)
     return search.finish()
-
-
-def count_steps(shrunk: int) -> tuple[int, int]:
-    """How many steps of healing a network has in the first round, and in all, at 1 / `shrunk` of the dense model."""
-    first = min(MOST_ROUND, max(LEAST_ROUND, ROUND_AT_WHOLE * shrunk))
-    return first, min(MOST_STEPS, max(2 * LEAST_ROUND, STEPS_AT_WHOLE * shrunk))
 
 
 class _Search:
@@ -256,10 +249,11 @@ class _Search:
         return self._describe(trial, cut, after, n_steps)
 
     def _count_steps(self, state: State) -> tuple[int, int]:
-        """`count_steps`; where right answers are learnt, every prompt is seen at least once in the first round."""
+        """`count_steps`; where right answers are learnt, every prompt is seen, by a tutor `EPOCHS` times."""
         first, most = count_steps(self.size // state.model.count_parameters())
         epoch = 0 if self.problem.teacher == "dense" else len(self.lessons) // BATCH
-        return max(first, epoch), max(most, epoch)
+        least = epoch if self.tutor is not None else EPOCHS * epoch
+        return max(first, least), max(most, least)
 
     def _describe(self, state: State, cut: Judgement, after: Judgement, n_steps: int) -> SizeStep:
         return SizeStep(

@@ -11,7 +11,8 @@ import torch
 from exporter.circuit import SizeStep
 from exporter.network.model import CircuitModel
 from exporter.network.step import Step
-from exporter.search.gradual import HEALED, SCORED, SCORED_FIRST, SETUP, count_steps
+from exporter.search.gradual import HEALED, SCORED, SCORED_FIRST, SETUP
+from exporter.search.rounds import count_steps
 from exporter.search.walk import FIRST, LEAST, RATIO, Walk
 
 _MOST_SETUP = 0.5  # of a small network's price (`SETUP`): so it was in searches of SmolLM2-135M

@@ -17,7 +17,7 @@ from exporter.job.options import Job
 from exporter.outputs.manifest import Manifest
 from exporter.rewrite.replacements import Replacements
 from exporter.rewrite.surgery import Surgery
-from exporter.search import gradual
+from exporter.search import gradual, rounds
 from exporter.search.rules import Budget
 
 FEW = ("--patching-prompts", "60", "--selection-prompts", "30", "--test-prompts", "20")
@@ -40,8 +40,8 @@ def healed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     budget, out = Budget(max_params="10%"), folder / "m.onnx"
     job = Job("acronym", out, model=str(model), budget=budget, sizes=sizes, bundle=folder / "b")
     with pytest.MonkeyPatch.context() as patch:  # how well it is healed is not asked here
-        patch.setattr(gradual, "LEAST_ROUND", 4)
-        patch.setattr(gradual, "MOST_STEPS", 8)
+        patch.setattr(rounds, "LEAST_ROUND", 4)
+        patch.setattr(rounds, "MOST_STEPS", 8)
         run_job(job)
     return folder
 

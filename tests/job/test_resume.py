@@ -86,8 +86,8 @@ def test_the_journal_of_other_options_is_refused(
 
 
 BRIEFLY = """
-from exporter.search import gradual
-gradual.LEAST_STEPS, gradual.MOST_STEPS = 6, 12
+from exporter.search import rounds
+rounds.LEAST_ROUND, rounds.MOST_STEPS = 6, 12
 """
 
 

@@ -17,7 +17,7 @@ from exporter.job.run import run_job
 from exporter.loading.load import load_model
 from exporter.network.model import CircuitModel
 from exporter.network.positions import Positions
-from exporter.search import gradual
+from exporter.search import rounds
 from exporter.search.rules import Budget
 
 MARKERS = {"patching": " Italy", "selection": " Spain", "test": " Portugal", "ood:far": " Greece"}
@@ -83,8 +83,8 @@ def test_the_search_reads_no_prompt_that_it_is_judged_by(
     make_checkpoint: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gradual, "LEAST_ROUND", 2)
-    monkeypatch.setattr(gradual, "MOST_STEPS", 4)
+    monkeypatch.setattr(rounds, "LEAST_ROUND", 2)
+    monkeypatch.setattr(rounds, "MOST_STEPS", 4)
     monkeypatch.setattr(timing, "LATENCY_BLOCKS", 2)
     checkpoint = make_checkpoint()
     tokenizer = load_model(checkpoint).tokenizer

@@ -19,7 +19,7 @@ from exporter.circuit import Ablation, Circuit, SearchRecord, SizeStep
 from exporter.errors import InputError
 from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery
-from exporter.search import gradual
+from exporter.search import gradual, rounds
 from exporter.search.checkpoints import load_checkpoint, read_prior, save_checkpoint
 from exporter.search.find import search_surgery
 from exporter.search.journal import Journal
@@ -38,8 +38,8 @@ class Interrupted(BaseException):
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """How well it is healed is not asked here."""
-    monkeypatch.setattr(gradual, "LEAST_ROUND", 3)
-    monkeypatch.setattr(gradual, "MOST_STEPS", 6)
+    monkeypatch.setattr(rounds, "LEAST_ROUND", 3)
+    monkeypatch.setattr(rounds, "MOST_STEPS", 6)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from exporter.circuit import Ablation, SizeStep
 from exporter.network.model import CircuitModel
 from exporter.rewrite.replacements import Replacements, compute_replacements
-from exporter.search import gradual
+from exporter.search import gradual, rounds
 from exporter.search.find import search_surgery
 from exporter.search.gates import list_trained, run_gated, score_units, trained
 from exporter.search.gradual_cost import (
@@ -119,9 +119,9 @@ def test_means_and_judgements_cost_what_torch_counts(family: str) -> None:
 
 def test_a_whole_search_costs_what_torch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """With answers at every position, so that it does not matter in which layers units stay."""
-    monkeypatch.setattr(gradual, "LEAST_ROUND", 8)
-    monkeypatch.setattr(gradual, "MOST_ROUND", 8)
-    monkeypatch.setattr(gradual, "MOST_STEPS", 16)
+    monkeypatch.setattr(rounds, "LEAST_ROUND", 8)
+    monkeypatch.setattr(rounds, "MOST_ROUND", 8)
+    monkeypatch.setattr(rounds, "MOST_STEPS", 16)
     dense, prompts = make_dense(), make_prompts(80, 3, steps=3)
     found = []
     rule = Budget(max_params="15%")
@@ -176,7 +176,7 @@ def test_a_path_is_followed_as_it_was_walked() -> None:
     def size(share: float, steps: int, *, kept: bool) -> SizeStep:
         return SizeStep(int(share * whole), 4, 12, 0.1, 0.5, 0.1, 0.5, steps, kept)
 
-    first, most = gradual.count_steps(4)
+    first, most = rounds.count_steps(4)
     path = [
         size(0.3, 0, kept=False),
         size(0.24, first, kept=True),

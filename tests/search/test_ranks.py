@@ -138,8 +138,8 @@ def test_when_a_rank_of_torchrun_dies_all_end_soon_and_the_search_goes_on(
 
 
 BRIEFLY = """
-from exporter.search import gradual
-gradual.LEAST_ROUND, gradual.MOST_STEPS = 6, 12
+from exporter.search import rounds
+rounds.LEAST_ROUND, rounds.MOST_STEPS = 6, 12
 """
 DYING_WHILE_HEALING = """
 import signal

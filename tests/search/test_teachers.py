@@ -14,7 +14,7 @@ from exporter.errors import InputError
 from exporter.loading.load import LanguageModel
 from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery
-from exporter.search import gradual
+from exporter.search import gradual, rounds
 from exporter.search.find import search_circuit, search_surgery
 from exporter.search.healing import BESIDE_LABELS, Healer, answer, draw_likelihood, kl_from_dense, label_loss
 from exporter.search.judging import MOST_OF_CONSTANT, Judgement, judge_constant
@@ -37,8 +37,8 @@ def model() -> LanguageModel:
 @pytest.fixture(autouse=True)
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     """How well it is healed is not asked here."""
-    monkeypatch.setattr(gradual, "LEAST_ROUND", 4)
-    monkeypatch.setattr(gradual, "MOST_STEPS", 8)
+    monkeypatch.setattr(rounds, "LEAST_ROUND", 4)
+    monkeypatch.setattr(rounds, "MOST_STEPS", 8)
     monkeypatch.setattr("exporter.search.lessons.LEAST_ASIDE", 4)
 
 

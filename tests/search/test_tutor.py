@@ -10,12 +10,13 @@ import torch
 from tiny import make_model, make_prompts
 
 from exporter.loading.load import LanguageModel
-from exporter.search import gradual
+from exporter.search import rounds
 from exporter.search.find import search_surgery
 from exporter.search.healing import Healer, answer, kl_from_tutor
 from exporter.search.lessons import ask_dense
 from exporter.search.rules import Budget
-from exporter.search.tutor import ask_tutor, join, vary
+from exporter.search.tutor import ask_tutor
+from exporter.search.variations import join, vary
 from exporter.tasks.dataset import Dataset
 
 SELECTION = make_prompts(20, 6, seed=2)
@@ -41,8 +42,8 @@ def model() -> LanguageModel:
 
 @pytest.fixture
 def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradual, "LEAST_ROUND", 4)
-    monkeypatch.setattr(gradual, "MOST_STEPS", 8)
+    monkeypatch.setattr(rounds, "LEAST_ROUND", 4)
+    monkeypatch.setattr(rounds, "MOST_STEPS", 8)
     monkeypatch.setattr("exporter.search.lessons.LEAST_ASIDE", 4)
 
 

@@ -25,7 +25,7 @@ from exporter.job.plan import Plan
 from exporter.job.run import run_job
 from exporter.loading.load import LanguageModel
 from exporter.outputs.manifest import Manifest
-from exporter.search import gradual
+from exporter.search import rounds
 from exporter.search.rules import Budget
 from exporter.studies import control_cuts, control_searches
 from exporter.studies.control_cuts import Subject, take_complement, try_each_unit, try_random, try_without
@@ -212,7 +212,7 @@ def test_resamples_that_come_to_nothing_are_counted(plan: Plan, monkeypatch: pyt
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Healing of a few steps."""
     for name in ("LEAST_ROUND", "MOST_ROUND", "MOST_STEPS"):
-        monkeypatch.setattr(gradual, name, 2)
+        monkeypatch.setattr(rounds, name, 2)
     monkeypatch.setattr(control_searches, "RESAMPLES", 1)
     monkeypatch.setattr(control_cuts, "DRAWS", 1)
 

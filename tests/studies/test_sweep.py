@@ -161,10 +161,10 @@ def test_points_that_are_none_are_refused(whole: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Healing of a few steps."""
-    from exporter.search import gradual
+    from exporter.search import rounds
 
     for name in ("LEAST_ROUND", "MOST_ROUND", "MOST_STEPS"):
-        monkeypatch.setattr(gradual, name, 2)
+        monkeypatch.setattr(rounds, name, 2)
 
 
 @pytest.mark.usefixtures("brief")

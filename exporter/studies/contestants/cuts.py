@@ -16,9 +16,10 @@ from exporter.rewrite.replacements import Replacements
 from exporter.search.allotment import choose_circuit
 from exporter.search.cost import count_costs
 from exporter.search.gates import finest_sites, run_gated
-from exporter.search.gradual import MOST_STEPS, SCORED
+from exporter.search.gradual import SCORED
 from exporter.search.healing import label_loss
 from exporter.search.lessons import Lessons
+from exporter.search.rounds import MOST_STEPS
 from exporter.search.state import copy_state, cut_state, pick_tables
 from exporter.studies.contestants.study import Candidate, Study
 
