@@ -1,9 +1,9 @@
 """How well the scope guard tells prompts of a task from others: `make guard-results`.
 
-For each task of the bundled checkpoint: the circuit of a search, or of FOLDER/<task>.json with `--circuits FOLDER`
-(manifests that the main job left); then fp32 and int8 files with the guard, run on the task's sets and on what is not
-of the task, and timed at batch 1 against the same file without it. Results go to benchmarks/results/guard.json, the
-table into docs/guard.md.
+For each task of a model: the circuit of a search, or of FOLDER/<task>.json with `--circuits FOLDER` (manifests that the
+main job left); then fp32 and int8 files with the guard, run on the task's sets and on what is not of the task, and
+timed at batch 1 against the same file without it. Results go to benchmarks/results/guard.json, the table into
+docs/guard.md.
 """
 
 from __future__ import annotations
@@ -37,15 +37,17 @@ BLOCKS = 15
 def main() -> None:
     """Measure the tasks that are named, all by default, and write the table of all that is stored."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="bundled")
     parser.add_argument("--circuits", type=Path, help="a folder with <task>.json")
     parser.add_argument("tasks", nargs="*", help="default: all built-in ones")
     given = parser.parse_args()
     stored: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     for task in given.tasks or TASKS:
         with make_scratch() as folder:
-            circuit = search(task, folder) if given.circuits is None else given.circuits / f"{task}.json"
-            rows = measure_task(task, circuit, folder)
-        stored["rows"] = [row for row in stored["rows"] if row["task"] != task] + rows
+            circuit = search(given.model, task, folder) if given.circuits is None else given.circuits / f"{task}.json"
+            rows = measure_task(given.model, task, circuit, folder)
+        others = [row for row in stored["rows"] if (row["model"], row["task"]) != (given.model, task)]
+        stored["rows"] = sorted(others + rows, key=lambda row: (row["model"], row["task"], row["precision"]))
         stored["machine"] = describe_machine()
         RESULTS.write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     table = render_table(stored["rows"])
@@ -53,20 +55,21 @@ def main() -> None:
     print(table)
 
 
-def search(task: str, folder: Path) -> Path:
+def search(model: str, task: str, folder: Path) -> Path:
     """The manifest of the default search."""
-    run_job(Job(task, folder / "searched.onnx", model="bundled"))
+    run_job(Job(task, folder / "searched.onnx", model=model))
     return folder / "searched.json"
 
 
-def measure_task(task: str, circuit: Path, folder: Path) -> list[dict[str, Any]]:
+def measure_task(model: str, task: str, circuit: Path, folder: Path) -> list[dict[str, Any]]:
     """A row for each precision."""
     sizes = SplitSizes(**Manifest.load(circuit).task.parameters["sizes"])
-    plan = prepare(Job(task, None, model="bundled", circuit=circuit, sizes=sizes, guard=True))
+    plan = prepare(Job(task, None, model=model, circuit=circuit, sizes=sizes, guard=True))
     assert plan.circuit is not None, "a manifest has one"
     surgery = plan.surgery or plan_surgery(plan.model, plan.circuit, plan.data.patching)
     network = operate(plan.model.dense, surgery)
-    return [{"task": task, **measure_file(plan, network, folder, precision)} for precision in ("fp32", "int8")]
+    made = [measure_file(plan, network, folder, precision) for precision in ("fp32", "int8")]
+    return [{"model": model, "task": task, **row} for row in made]
 
 
 def measure_file(plan: Plan, network: CircuitModel, folder: Path, precision: Any) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def measure_file(plan: Plan, network: CircuitModel, folder: Path, precision: Any
 def render_table(rows: list[dict[str, Any]]) -> str:
     """One row for each task and precision."""
     lines = [
-        "| task | file | false alarms | unseen sets, refused | not of the task: refused, AUROC | time with it |",
+        "| model, task | file | false alarms | unseen sets, refused | not of the task: refused, AUROC | time with it |",
         "|---|---|---:|---|---|---:|",
     ]
     for row in rows:
@@ -97,7 +100,9 @@ def render_table(rows: list[dict[str, Any]]) -> str:
         others = ", ".join(f"{n} {found['refused']:.0%}, {found['auroc']:.3f}" for n, found in guard["others"].items())
         timed = row["latency"]  # None: the machine was not quiet, and what it measured is no result
         time = "not measured" if timed is None else f"{1e3 * timed['circuit']:.3f} ms, {1 / timed['speedup'] - 1:+.0%}"
-        lines.append(f"| {row['task']} | {row['precision']} | {alarms} | {unseen} | {others} | {time} |")
+        lines.append(
+            f"| {row['model']} | {row['task']} | {row['precision']} | {alarms} | {unseen} | {others} | {time} |"
+        )
     return "\n".join(lines)
 
 
