@@ -68,6 +68,16 @@ def label_loss(lessons: Lessons, logits: Tensor) -> Tensor:
 
     Among the choices where there are some.
     """
+    return _surprise(lessons, logits).sum()
+
+
+def label_error(lessons: Lessons, logits: Tensor) -> Tensor:
+    """The squared error of that probability (Brier), a sum: few answers that are wrong and sure do not outweigh it."""
+    return (1 - torch.exp(-_surprise(lessons, logits))).square().sum()
+
+
+def _surprise(lessons: Lessons, logits: Tensor) -> Tensor:
+    """What `label_loss` is the sum of: (position,), in nats."""
     prompts, steps = lessons.prompts, lessons.prompts.steps  # (prompt, step, alternative)
     right = logits.gather(-1, steps.clamp(min=0)).masked_fill(steps < 0, -torch.inf)
     if prompts.choice_ids is None:
@@ -76,7 +86,7 @@ def label_loss(lessons: Lessons, logits: Tensor) -> Tensor:
         choices = prompts.choice_ids[:, None].expand(-1, logits.shape[1], -1)  # (prompt, step, choice)
         total = logits.gather(-1, choices.clamp(min=0)).masked_fill(choices < 0, -torch.inf).logsumexp(-1)
     known = prompts.known
-    return (total[known] - right.logsumexp(-1)[known]).sum()
+    return total[known] - right.logsumexp(-1)[known]
 
 
 def kl_from_tutor(lessons: Lessons, logits: Tensor) -> Tensor:
@@ -94,13 +104,25 @@ def kl_from_tutor(lessons: Lessons, logits: Tensor) -> Tensor:
     return (kl * prompts.counted).sum()
 
 
-LOSSES: dict[Voice, tuple[tuple[float, Callable[[Lessons, Tensor], Tensor], Callable[[Dataset], Tensor]], ...]] = {
-    "dense": ((1.0, kl_from_dense, lambda prompts: prompts.counted),),
-    "labels": ((1.0, label_loss, lambda prompts: prompts.known),),
-    "both": ((BESIDE_LABELS, kl_from_dense, lambda prompts: prompts.counted), (1.0, label_loss, lambda p: p.known)),
-    "tutor": ((1.0, kl_from_tutor, lambda prompts: prompts.counted),),
+Part = tuple[float, Callable[[Lessons, Tensor], Tensor], Callable[[Dataset], Tensor]]
+"""Of a loss: its weight, what it sums, and which answer positions it is a mean over."""
+
+_OF_DENSE: Part = (1.0, kl_from_dense, lambda prompts: prompts.counted)
+_BESIDE: Part = (BESIDE_LABELS, kl_from_dense, lambda prompts: prompts.counted)
+_OF_LABELS: Part = (1.0, label_loss, lambda prompts: prompts.known)
+_OF_ERRORS: Part = (1.0, label_error, lambda prompts: prompts.known)
+_OF_TUTOR: Part = (1.0, kl_from_tutor, lambda prompts: prompts.counted)
+
+LOSSES: dict[Voice, tuple[Part, ...]] = {
+    "dense": (_OF_DENSE,),
+    "labels": (_OF_LABELS,),
+    "both": (_BESIDE, _OF_LABELS),
+    "tutor": (_OF_TUTOR,),
 }
-"""What each teacher's loss is a sum of: weights, losses, and which answer positions each is a mean over."""
+"""What is learnt from each teacher."""
+
+LOOKED_AT = LOSSES | {"labels": (_OF_ERRORS,), "both": (_BESIDE, _OF_ERRORS)}
+"""What says on the prompts kept aside how well: the log-likelihood of labels falls long before fewer are right."""
 
 
 def draw_likelihood(lessons: Lessons, teacher: Teacher, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
@@ -183,7 +205,7 @@ class Healer:
             parameter.grad = None
         for part in own.split(self.plan.chunk):
             logits = unembed(respond(model, part.prompts, recompute=self.plan.recompute))
-            self._loss(part, logits, batch.prompts).backward()
+            weigh(LOSSES[self.teacher], part, logits, batch.prompts).backward()
         self.ranks.add_up([p.grad for p in parameters if p.grad is not None])
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
 
@@ -193,13 +215,14 @@ class Healer:
         if self.aside is None:
             return math.nan
         whole, parts = self.aside.prompts, self.aside.split(_CHUNK)
-        return sum(float(self._loss(part, answer(model, part.prompts), whole)) for part in parts)
+        of_part = (weigh(LOOKED_AT[self.teacher], part, answer(model, part.prompts), whole) for part in parts)
+        return sum(map(float, of_part))
 
-    def _loss(self, lessons: Lessons, logits: Tensor, whole: Dataset) -> Tensor:
-        """What some lessons add to the mean loss of the `whole` that they are a part of."""
-        losses = LOSSES[self.teacher]
-        parts = [weight * loss(lessons, logits) / max(1, int(count(whole).sum())) for weight, loss, count in losses]
-        return torch.stack(parts).sum()
+
+def weigh(loss: tuple[Part, ...], lessons: Lessons, logits: Tensor, whole: Dataset) -> Tensor:
+    """What some lessons add to the mean loss of the `whole` that they are a part of."""
+    parts = [weight * of(lessons, logits) / max(1, int(count(whole).sum())) for weight, of, count in loss]
+    return torch.stack(parts).sum()
 
 
 def _schedule(step: int, steps: int) -> float:

@@ -18,7 +18,7 @@ from exporter.tasks.dataset import Dataset
 Teacher = Literal["dense", "labels", "both"]
 
 ASIDE = 0.1  # of the prompts
-LEAST_ASIDE, MOST_ASIDE = 8, 128
+LEAST_ASIDE, MOST_ASIDE = 8, 384
 _CHUNK = 64
 _POOL = 16  # batches that prompts of like length are gathered from
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,17 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.rewrite.surgery import Surgery
 from exporter.search import gradual, rounds
 from exporter.search.find import search_circuit, search_surgery
-from exporter.search.healing import BESIDE_LABELS, Healer, answer, draw_likelihood, kl_from_dense, label_loss
+from exporter.search.healing import (
+    BESIDE_LABELS,
+    LOOKED_AT,
+    LOSSES,
+    Voice,
+    answer,
+    draw_likelihood,
+    kl_from_dense,
+    label_loss,
+    weigh,
+)
 from exporter.search.judging import MOST_OF_CONSTANT, Judgement, judge_constant
 from exporter.search.lessons import ask_dense
 from exporter.search.problem import Problem
@@ -89,11 +99,10 @@ def test_each_loss_is_a_mean_over_what_it_is_about(model: LanguageModel, steps: 
     torch.testing.assert_close(label_loss(lessons, logits), labels)
     kl = kl_from_dense(lessons, logits)
     assert kl.item() > kl_from_dense(lessons.take(known), logits[known]).item() > 0
-    expected = {"dense": kl / (5 * steps + 5), "labels": labels / (5 * steps)}
+    expected: dict[Voice, torch.Tensor] = {"dense": kl / (5 * steps + 5), "labels": labels / (5 * steps)}
     expected["both"] = BESIDE_LABELS * expected["dense"] + expected["labels"]
     for teacher, loss in expected.items():
-        healer: Any = Healer(lessons, None, teacher)  # type: ignore[arg-type]  # one of them
-        torch.testing.assert_close(healer._loss(lessons, logits, prompts), loss)
+        torch.testing.assert_close(weigh(LOSSES[teacher], lessons, logits, prompts), loss)
     (slope,) = torch.autograd.grad(expected["both"], logits)
     assert slope.isfinite().all() and (slope[:, -1] != 0).any(dim=-1).all()
     if steps == 2:
@@ -102,9 +111,23 @@ def test_each_loss_is_a_mean_over_what_it_is_about(model: LanguageModel, steps: 
 
 def test_a_batch_without_a_label_teaches_what_the_dense_model_says(model: LanguageModel) -> None:
     lessons = ask_dense(model.dense, NONE)
-    healer: Any = Healer(lessons, None, "both")
-    loss = healer._loss(lessons, answer(model.dense, NONE) + torch.arange(37.0), NONE)
+    loss = weigh(LOSSES["both"], lessons, answer(model.dense, NONE) + torch.arange(37.0), NONE)
     assert loss.isfinite() and float(loss) > 0
+
+
+def test_prompts_kept_aside_are_looked_at_by_the_error_of_the_right_answers(model: LanguageModel) -> None:
+    """One answer that is wrong and sure weighs as much as four that are in doubt: its likelihood would outweigh all."""
+    prompts = replace(
+        LABELLED, choice_ids=torch.stack([LABELLED.steps[:, 0, 0], (LABELLED.steps[:, 0, 0] + 1) % 37], 1)
+    )
+    lessons, by_hand = ask_dense(model.dense, prompts), 0.0
+    logits = torch.zeros(40, 1, 37)
+    logits[torch.arange(40), 0, prompts.steps[:, 0, 0]] = torch.linspace(-30, 3, 40)
+    for doubt in torch.linspace(-30, 3, 40).tolist():
+        by_hand += (1 - 1 / (1 + math.exp(-doubt))) ** 2 / 40
+    looked = weigh(LOOKED_AT["labels"], lessons, logits, prompts)
+    assert float(looked) == pytest.approx(by_hand, rel=1e-4) and float(looked) < 1
+    assert float(weigh(LOSSES["labels"], lessons, logits, prompts)) > 10
 
 
 def test_a_model_that_always_answers_alike_has_an_answer_for_every_step(model: LanguageModel) -> None:
