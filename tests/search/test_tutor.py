@@ -12,11 +12,11 @@ from tiny import make_model, make_prompts
 from exporter.loading.load import LanguageModel
 from exporter.search import rounds
 from exporter.search.find import search_surgery
-from exporter.search.healing import Healer, answer, kl_from_tutor
+from exporter.search.healing import LOSSES, Healer, answer, kl_from_tutor
 from exporter.search.lessons import ask_dense
 from exporter.search.rules import Budget
 from exporter.search.tutor import ask_tutor
-from exporter.search.variations import join, vary
+from exporter.search.variations import drop_tokens, find_frame, join, vary
 from exporter.tasks.dataset import Dataset
 
 SELECTION = make_prompts(20, 6, seed=2)
@@ -61,6 +61,34 @@ def test_variations_keep_what_all_prompts_share_and_have_no_answer() -> None:
     assert changed > 20
     again = vary(prompts, torch.Generator().manual_seed(0))
     assert again is not None and torch.equal(again.input_ids, varied.input_ids)
+
+
+def test_dropped_tokens_leave_the_frame_the_order_and_the_answers() -> None:
+    prompts = make_sentences(60)
+    frame = find_frame(prompts)
+    assert frame == (2, 2)
+    thinned = drop_tokens(prompts, frame, torch.Generator().manual_seed(0), 0.4)
+    assert thinned.mask is not None and prompts.mask is not None
+    assert torch.equal(thinned.answer_ids, prompts.answer_ids) and thinned.length == prompts.length
+    for row in range(60):
+        before, after = (s.input_ids[row][s.mask[row]].tolist() for s in (prompts, thinned) if s.mask is not None)
+        assert after[:2] == [*OPENING] and after[-2:] == [*ENDING] and len(after) > 4
+        left = iter(before)
+        assert all(token in left for token in after)  # in their order
+        assert thinned.mask[row, -len(after) :].all()  # padding stays on the left
+    share = 1 - int(thinned.mask.sum() - 240) / int(prompts.mask.sum() - 240)
+    assert 0.2 < share < 0.45  # a text of one token loses nothing
+    same = drop_tokens(prompts, frame, torch.Generator(), 0.0)
+    assert torch.equal(same.input_ids * same.mask, prompts.input_ids * prompts.mask)
+
+
+def test_tokens_are_dropped_where_right_answers_are_learnt_alone(model: LanguageModel) -> None:
+    lessons = ask_dense(model.dense, make_sentences(32))
+    generator = torch.Generator().manual_seed(0)
+    thinned = {voice: Healer(lessons, None, voice)._thin(lessons, generator) for voice in LOSSES}
+    assert {voice for voice, batch in thinned.items() if batch is not lessons} == {"labels", "both"}
+    whole = ask_dense(model.dense, make_prompts(8, 6))
+    assert Healer(whole, None, "labels")._thin(whole, generator) is whole
 
 
 def test_prompts_of_one_length_and_answers_of_several_tokens_are_not_varied() -> None:
