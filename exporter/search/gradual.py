@@ -42,7 +42,7 @@ from exporter.search.state import (
     start_state,
     unpack_state,
 )
-from exporter.search.tutor import EPOCHS, ask_tutor
+from exporter.search.tutor import EPOCHS, PATIENCE, ask_tutor
 from exporter.search.walk import FIRST, GENTLER, GENTLER_UNHEALED, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
 
 HEALED = 0.25  # from here on a size is healed
@@ -249,11 +249,12 @@ class _Search:
         return self._describe(trial, cut, after, n_steps)
 
     def _count_steps(self, state: State) -> tuple[int, int]:
-        """`count_steps`; where right answers are learnt, every prompt is seen, by a tutor `EPOCHS` times."""
+        """`count_steps`; where right answers are learnt, at least `EPOCHS` by a tutor, one or `PATIENCE` by others."""
         first, most = count_steps(self.size // state.model.count_parameters())
         epoch = 0 if self.problem.teacher == "dense" else len(self.lessons) // BATCH
-        least = epoch if self.tutor is not None else EPOCHS * epoch
-        return max(first, least), max(most, least)
+        if self.tutor is None:
+            return max(first, EPOCHS * epoch), max(most, EPOCHS * epoch)
+        return max(first, epoch), max(most, PATIENCE * epoch)
 
     def _describe(self, state: State, cut: Judgement, after: Judgement, n_steps: int) -> SizeStep:
         return SizeStep(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Literal
 
@@ -24,24 +24,19 @@ from exporter.search.lessons import Lessons, Teacher
 from exporter.search.memory import LearningPlan
 from exporter.search.ranks import SOLO, Ranks
 from exporter.search.shortlist import Shortlist
-from exporter.search.variations import Frame, drop_tokens, find_frame
 from exporter.tasks.dataset import Dataset
 
 Heal = Literal["none", "refit", "distil"]
 Voice = Teacher | Literal["tutor"]
 """Whom a network is healed after: the search's teacher, or a larger network that has learnt from it."""
-RIGHT: tuple[Voice, ...] = ("labels", "both")
-"""Of these, those who know right answers."""
 
 LEARNING_RATE = 0.3  # over d_model: wider networks take smaller steps (Yang et al., arXiv 2203.03466)
-RIGHT_RATE = 0.15  # where right answers are learnt, which are few
 WARM_UP = 10  # steps
 BATCH = 32  # prompts in a step
 CLIP = 1.0  # of the gradient's norm
 HARMLESS = 0.005  # nats: nearer to the teacher, nothing is left to learn
 USEFUL = 0.02  # of the loss: what is better by less is no progress
 BESIDE_LABELS = 0.1  # the weight of KL where right answers are learnt, too: nats that are about many other tokens
-DROPPED = 0.1  # of the tokens of prompts whose right answers are learnt, anew each time
 LOOKS = 4  # how often a stage of healing is judged on the prompts that are kept aside
 _CHUNK = 64
 _ALL_AT_ONCE = LearningPlan(BATCH)
@@ -173,14 +168,13 @@ class Healer:
         with trained(model) as parameters:
             start = best = self.look(model)
             kept = _copy(parameters)
-            rate = (RIGHT_RATE if self.teacher in RIGHT else LEARNING_RATE) / model.W_E.shape[1]
+            rate = LEARNING_RATE / model.W_E.shape[1]
             optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
             every = max(1, steps // LOOKS)
             for step in range(steps):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * _schedule(step, steps)
-                batch = self._thin(next(batches), generator)
-                self._take_step(model, batch, parameters, partial(shortlist.logits, generator=generator))
+                self._take_step(model, next(batches), parameters, partial(shortlist.logits, generator=generator))
                 optimizer.step()
                 if (step + 1) % every == 0:
                     loss = self.look(model)
@@ -193,18 +187,6 @@ class Healer:
                 for parameter, values in zip(parameters, kept, strict=True):
                     parameter.copy_(values)
         return step + 1
-
-    def _thin(self, batch: Lessons, generator: torch.Generator) -> Lessons:
-        """Where right answers are learnt, a batch without some of its tokens: it is as right with other words left."""
-        if self._frame is None:
-            return batch
-        return replace(batch, prompts=drop_tokens(batch.prompts, self._frame, generator, DROPPED))
-
-    @cached_property
-    def _frame(self) -> Frame | None:
-        prompts = self.lessons.prompts
-        drops = self.teacher in RIGHT and prompts.mask is not None and prompts.n_steps == 1
-        return find_frame(prompts) if drops else None
 
     @cached_property
     def _short(self) -> tuple[Lessons, Shortlist]:

@@ -13,16 +13,17 @@ from exporter.search.lessons import Lessons, ask_dense
 from exporter.search.variations import join, vary
 
 EPOCHS = 3  # that the tutor learns for
+PATIENCE = 6  # epochs that the last of its pupils learns for (Beyer et al., arXiv 2106.05237: patient and consistent)
+VARIED = 2  # how many variations of each prompt it answers
 
 
 def ask_tutor(
     tutor: CircuitModel, lessons: Lessons, aside: Lessons | None, generator: torch.Generator
 ) -> tuple[Lessons, Lessons | None]:
-    """What the tutor says of the prompts to learn from and of as many variations, and of those that are kept aside."""
+    """What the tutor says of the prompts to learn from and of variations of them, and of those that are kept aside."""
     prompts = lessons.prompts
-    varied = vary(prompts, generator)
-    if varied is not None:
-        prompts = join(prompts, varied)
+    for varied in [vary(prompts, generator) for _ in range(VARIED)]:
+        prompts = prompts if varied is None else join(prompts, varied)
     rows = prompts.order_by_length()
     answered = ask_dense(tutor, prompts.take(rows)).take(rows.argsort())
     return answered, None if aside is None else ask_dense(tutor, aside.prompts)
