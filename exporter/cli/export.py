@@ -40,7 +40,7 @@ class ExportOptions:
 
     # task and model
     revision: opts.Revision = None
-    template: opts.IoiTemplate = None
+    template: opts.TaskTemplate = None
     letters: opts.Letters = None
     seed: opts.Seed = 0
     patching_prompts: opts.PatchingPrompts = None

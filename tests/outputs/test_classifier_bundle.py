@@ -127,6 +127,26 @@ def test_a_file_without_a_template_takes_whole_prompts(
     run.fails(2, "one of the two", "run", tmp_path / "b", "The", "--text", "The")
 
 
+def test_a_declared_template_travels_where_none_could_be_found(
+    tmp_path: Path, make_checkpoint: Callable[..., Path], run: Run
+) -> None:
+    (tmp_path / "c.json").write_text(CIRCUIT)
+    declared = "I heard that {text} It was"
+    run.succeeds(
+        "--task", write_task(tmp_path / "mine.jsonl", "I heard that {} It was"), "--template", declared,
+        "--model", make_checkpoint(), "--circuit", tmp_path / "c.json", "--logits", "classes",
+        "--bundle", tmp_path / "b", "--force",
+    )  # fmt: skip
+    manifest = Manifest.load(tmp_path / "b" / "model.json")
+    assert manifest.export.template == Template("I heard that ", " It was")
+    assert f"--template '{declared}'" in str(manifest.command)
+    whole = json.loads(run.succeeds("run", tmp_path / "b", "I heard that The meal was dull. It was", "--json"))
+    assert (
+        json.loads(run.succeeds("run", tmp_path / "b", "--text", "The meal was dull.", "--json"))["label"]
+        == whole["label"]
+    )
+
+
 def test_a_classifier_that_pipelines_pad_takes_a_mask(
     tmp_path: Path, make_checkpoint: Callable[..., Path], run: Run
 ) -> None:
