@@ -77,10 +77,8 @@ def read_task_file(
     """
     declared = None if template is None else Template.declare(template)
     records, problems, sha256 = read_records(path)
-    if declared is not None:
-        problems = [*problems, *_check_template(declared, records)]
     encoder = Encoder(tokenizer, limits)
-    examples = _encode_records(path, encoder, records, problems)
+    examples = _encode_records(path, encoder, records, problems, template=declared)
     pad = _find_pad(tokenizer, limits)
     distinct, repeated = drop_duplicates(path, examples)
     twins = find_twins(distinct, tokenizer, n_lead=len(encoder.lead), special={*encoder.lead, pad})
@@ -113,12 +111,22 @@ def read_task_file(
 
 
 def _encode_records(
-    path: str | Path, encoder: Encoder, records: Sequence[Record], problems: Sequence[Problem]
+    path: str | Path,
+    encoder: Encoder,
+    records: Sequence[Record],
+    problems: Sequence[Problem],
+    *,
+    template: Template | None,
 ) -> list[Example]:
-    """All records as token ids. Raises DataFileError for those that cannot be, and for `problems` of lines before."""
+    """All records as token ids. Raises DataFileError for those that cannot be, and for `problems` of lines before.
+
+    template: what prompts are declared to be.
+    """
     examples, problems = [], list(problems)
     for record in records:
         try:
+            if template is not None:
+                _require_template(template, record)
             examples.append(encoder.encode(record))
         except LineError as error:
             problems.append(Problem(record.place, str(error)))
@@ -155,19 +163,13 @@ def _stack_task(
     )
 
 
-def _check_template(template: Template, records: Sequence[Record]) -> list[Problem]:
-    """The lines whose prompts are not the declared template, filled in; unseen sets may have other wordings."""
-    problems = []
-    for record in records:
-        if (record.split or "").startswith("ood:"):
-            continue
-        if isinstance(record.prompt, str):
-            misfit = template.describe_misfit(record.prompt)
-        else:
-            misfit = "is token ids"
-        if misfit is not None:
-            problems.append(Problem(record.place, f"the prompt {misfit}, as --template says; mend one of them"))
-    return problems
+def _require_template(template: Template, record: Record) -> None:
+    """Raise LineError for a prompt that is not the template, filled in; unseen sets may have other wordings."""
+    if (record.split or "").startswith("ood:"):
+        return
+    misfit = template.describe_misfit(record.prompt) if isinstance(record.prompt, str) else "is token ids"
+    if misfit is not None:
+        raise LineError(f"the prompt {misfit}, as --template says; mend one of them")
 
 
 def _find_template(sets: Mapping[str, Sequence[Example]]) -> Template | None:

@@ -35,7 +35,7 @@ class Template:
         slots = [slot for _, slot in pieces if slot is not None]
         if len(slots) != 1:
             raise UsageError(
-                f"--template {text!r:.80} has {len(slots)} slots; write one, where the user's text is: {{text}}"
+                f"--template {show_text(text)} has {len(slots)} slots; write one, where the user's text is: {{text}}"
             )
         place = next(place for place, (_, slot) in enumerate(pieces) if slot is not None)
         before, behind = ("".join(text for text, _ in part) for part in (pieces[: place + 1], pieces[place + 1 :]))

@@ -51,7 +51,7 @@ def read_texts(folder: Path) -> dict[str, list[int]]:
     stored = json.loads(read_metadata(folder / "out.onnx")[EXAMPLES_KEY])
     masks = stored["attention_mask"] or [[1] * len(ids) for ids in stored["input_ids"]]
     rows = [[t for t, real in zip(*row, strict=True) if real] for row in zip(stored["input_ids"], masks, strict=True)]
-    decode = open_decoder(folder / "out.onnx").tokenizer.decode
+    decode = open_decoder(folder / "out.onnx").reader.tokenizer.decode
     return {TEMPLATE.cut(decode(ids)): ids for ids in rows}
 
 
@@ -74,9 +74,9 @@ def test_a_text_and_its_whole_prompt_are_read_alike_by_every_command(exported: P
     labels, bundle = set(), exported / "bundle"
     for text, ids in read_texts(exported).items():
         alone, beside = open_decoder(exported / "out.onnx"), open_decoder(bundle)
-        assert (alone.framed, beside.framed) == (False, True)
+        assert (alone.reader.framed, beside.reader.framed) == (False, True)
         found = beside.classify(text)
-        for other in (beside.classify(TEMPLATE.fill(text)), alone.classify(alone.fill(text))):
+        for other in (beside.classify(TEMPLATE.fill(text)), alone.classify(alone.reader.fill(text))):
             assert other.prompt_ids == found.prompt_ids == ids and other.scores == pytest.approx(found.scores)
         labels.add(found.label)
     for arguments in ((text,), ("--text", text), (TEMPLATE.fill(text),)):
