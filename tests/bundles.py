@@ -97,7 +97,7 @@ def make_bundle(
     rewritten = rewrite_model(model, circuit, make_prompts(8, 6))
     info = ModelInfo(name=model.name, revision=None, sha256=model.sha256, family=model.family, n_layers=3, n_heads=4)
     folder.mkdir(exist_ok=True)
-    graph = graph or GraphOptions(form=form, logits="last")
+    graph = graph or GraphOptions(form=form, logits="last", optimum=form == "past" and "optimum" in targets)
     origin = Origin(TaskInfo(name="acronym", parameters={}, sha256=""), info, circuit, options=graph)
     told = origin.to_metadata() | ({} if template is None else {TEMPLATE_KEY: json.dumps(asdict(template))})
     description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=told, scope=scope)

@@ -47,6 +47,7 @@ class GraphAuthor(AttentionAuthor):
         x = self.embed_tokens()
         for index, step in enumerate(self.model.steps):
             x = self.step(index, step, x)
+        self.keep_idle_past()
         self.outputs += emit_scope(self, x, scope, last=self.is_trimmed(len(self.model.steps) - 1))
         logits = self.unembed(x)
         answers = [self.answer_ids()] if self.options.logits == "answers" else []

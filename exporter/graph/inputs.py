@@ -37,9 +37,14 @@ class InputAuthor(NodeAuthor):
             total = self.pos if self.form == "masked" else TOTAL
             self.attention_mask = make_value("attention_mask", ir.DataType.INT64, [BATCH, total])
             self.inputs.append(self.attention_mask)
+        if options.optimum:
+            self.inputs.append(make_value("position_ids", ir.DataType.INT64, [BATCH, self.pos]))
         if self.form == "past":
-            for attention in list_attentions(list(model.steps)):
-                self.add_past(len(attention.kv_heads), attention.d_head)
+            shapes = [(len(a.kv_heads), a.d_head) for a in list_attentions(list(model.steps))]
+            if options.optimum:  # at least one layer's, as it generates with none without a past
+                shapes = [max(shapes, default=(1, 1))] * max(1, len(shapes))
+            for n_kv, d_head in shapes:
+                self.add_past(n_kv, d_head)
         self.outputs: list[ir.Value] = []  # beside the logits
 
     def add_past(self, n_kv: int, d_head: int) -> None:

@@ -18,6 +18,7 @@ from exporter.loading.load import LanguageModel, load_model
 from exporter.metrics.divergence import ARITHMETIC
 from exporter.outputs.healed import load_surgery
 from exporter.outputs.targets.scales import choose_scales
+from exporter.outputs.targets.target import GENERATING
 from exporter.rewrite.surgery import Surgery
 from exporter.search.lessons import require_labels
 from exporter.search.rules import DEPLOY, AlphaRule, Budget
@@ -108,11 +109,17 @@ class Plan:
         """The form of the graph: `past` where asked for, else `masked` or `plain`.
 
         A mask is needed for prompts of several lengths, for answers of several tokens, and by a classifier, whose
-        pipelines pad the texts of a batch, unless it takes one length alone.
+        pipelines pad the texts of a batch, unless it takes one length alone. A past is also there for Optimum.
         """
         grows = self.padded or self.data.test.n_steps > 1
         is_padded = grows or (self.job.logits == "classes" and not (self.ablation.fixed_length or self._length))
-        return "past" if self.job.with_past else "masked" if is_padded else "plain"
+        return "past" if self.job.with_past or self._generates_in_optimum else "masked" if is_padded else "plain"
+
+    @property
+    def _generates_in_optimum(self) -> bool:
+        """Whether the file is for Optimum, which by itself generates with a past alone, and can have one."""
+        grows = not (self.ablation.fixed_length and self.ablation.align == "right")
+        return "optimum" in self.job.targets and self.job.logits in GENERATING and grows
 
     @property
     def _length(self) -> int | None:
@@ -141,6 +148,7 @@ class Plan:
             weight_type=job.weights,
             external_data=job.external_data,
             guard=job.guard,
+            optimum=self._generates_in_optimum,
         )
 
     @property

@@ -36,7 +36,7 @@ def make_genai_config(shape: BundleShape) -> dict[str, Any]:
         "num_attention_heads": config.num_attention_heads,
         "num_hidden_layers": len(shape.kv_heads),
         "num_key_value_heads": max(shape.kv_heads, default=1),
-        "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **names},
+        "inputs": {**{name: name for name in shape.inputs if "past" not in name}, **names},
         "outputs": {"logits": "logits", **presents},
     }
     pad, first = shape.pad_id(), shape.keep_id(config.bos_token_id)
