@@ -202,6 +202,10 @@ ExternalData = Annotated[
     take_flag("--external-data", "Write the weights into a file of their own, to be memory-mapped.", panel=FILE_PANEL),
 ]
 
+Opset = Annotated[
+    Literal["20", "17"],
+    take_value("Version of ONNX's operators; 17 for runtimes that know no later one.", panel=FILE_PANEL),
+]
 Guard = Annotated[
     bool,
     take_flag("--guard", "Have the file say when a prompt is not of its task (output in_scope).", panel=FILE_PANEL),

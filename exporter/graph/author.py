@@ -32,8 +32,6 @@ from exporter.network.step import Step, find_last_attending
 from exporter.rewrite.folds import merge_step
 from exporter.rewrite.vocabulary import cut_embedding, cut_unembedding
 
-OPSET = 20
-
 
 class GraphAuthor(AttentionAuthor):
     """Emits the nodes of one folded model, in order. Names start with the sublayer's, such as `a3.scores`."""
@@ -56,7 +54,7 @@ class GraphAuthor(AttentionAuthor):
             [logits, *self.presents, *answers, *self.outputs],
             nodes=self.tape.nodes,
             initializers=self.tape.initializers,
-            opset_imports={"": OPSET, **({"com.microsoft": 1} if self.options.target == "ort" else {})},
+            opset_imports={"": self.options.opset, **({"com.microsoft": 1} if self.options.target == "ort" else {})},
             name="circuit",
         )
 

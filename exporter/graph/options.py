@@ -28,6 +28,10 @@ _CHOICES: dict[str, Any] = {
 }
 
 
+OPSETS = {20: 10, 17: 8}
+"""By version of ONNX's operators, `GraphOptions.opset`: the IR version of the file."""
+
+
 @dataclass(frozen=True)
 class GraphOptions:
     """How a CircuitModel becomes a graph.
@@ -49,8 +53,8 @@ class GraphOptions:
     adds the outputs in_scope, (batch,) bool, False for a prompt that is not of the task, and scope_distance
     (`exporter.network.scope`), in float32. optimum (form `past`): inputs as Optimum makes them: keys and values of all
     layers have the heads of the largest, zeros beyond a layer's own, and there is an input position_ids, (batch, pos),
-    which is not read, since positions are counted by the mask. Raises InputError: an option of a wrong type or value,
-    or options that conflict.
+    which is not read, since positions are counted by the mask. opset: a key of `OPSETS`; 17 is for runtimes that know
+    no later one. Raises InputError: an option of a wrong type or value, or options that conflict.
     """
 
     form: Form = "plain"
@@ -68,6 +72,7 @@ class GraphOptions:
     external_data: bool = False
     guard: bool = False
     optimum: bool = False
+    opset: int = 20
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON-able data, by field."""
@@ -104,6 +109,8 @@ class GraphOptions:
                 require_type(f"each of {name}", part, str)
         for name in ("external_data", "guard", "optimum"):
             require_type(name, getattr(self, name), bool)
+        if take_integer("opset", self.opset) not in OPSETS:
+            raise InputError(f"opset is {self.opset}; choose from {', '.join(map(str, OPSETS))}")
         self._check_answers()
         if self.vocabulary is not None and sorted(set(self.vocabulary)) != list(self.vocabulary):
             raise InputError("vocabulary must be token ids in rising order, each once")

@@ -148,6 +148,7 @@ class Plan:
             weight_type=job.weights,
             external_data=job.external_data,
             guard=job.guard,
+            opset=job.opset,
             optimum=self._generates_in_optimum,
         )
 
@@ -215,6 +216,7 @@ class Plan:
             names = ("logits", "target", "precision", "scales", "external_data", "weight_type")
             file = {name: getattr(self.options, name) for name in names}
             key["file"] = {"form": self.form, "vocab": job.vocab} | file | ({"guard": True} if job.guard else {})
+            key["file"] |= {} if job.opset == 20 else {"opset": job.opset}
         return key
 
     @property

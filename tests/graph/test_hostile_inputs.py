@@ -42,6 +42,9 @@ FORMS: dict[str, GraphOptions] = {
     "int8": GraphOptions(form="masked", logits="last", precision="int8"),
     "int8_token": GraphOptions(form="past", precision="int8", scales="token", weight_type="uint8"),
     "ort": GraphOptions(logits="last", precision="int8", target="ort"),
+    "opset_17": GraphOptions(form="past", logits="last", vocabulary=KNOWN, opset=17),
+    "opset_17_opening": GraphOptions(logits="last", length=LENGTH, vocabulary=KNOWN, opening=KNOWN[:2], opset=17),
+    "opset_17_int8": GraphOptions(form="past", precision="int8", scales="token", opset=17),
     "fp16": GraphOptions(form="masked", logits="last", precision="fp16"),
 }
 NO_ROWS = """
@@ -166,7 +169,7 @@ def test_without_attention_earlier_calls_leave_the_mask_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-@pytest.mark.parametrize("form", ["masked", "masked_last", "past", "past_last", "optimum", "int8", "fp16"])
+@pytest.mark.parametrize("form", ["masked", "masked_last", "past", "past_last", "optimum", "opset_17", "int8", "fp16"])
 def test_a_row_of_padding_alone_is_defined_and_leaves_the_others(form: str, family: str, tmp_path: Path) -> None:
     model, session = write(tmp_path, form, family)
     ids = np.array([[2, 5, 8], [5, 2, 11], [8, 8, 2]], np.int64)
