@@ -157,10 +157,12 @@ class AttentionAuthor(PositionAuthor):
 
     def keep_idle_past(self) -> None:
         """The outputs `present` of a past that no attention is left to read: zeros for the tokens of this call."""
-        for past in self.pasts[len(self.presents) // 2 :]:
-            assert past[0].shape is not None
-            sizes = [self.integers(int(past[0].shape[axis])) for axis in (1, 3)]
-            shape = self.op("Concat", self.n_batch(), sizes[0], self.n_pos(), sizes[1], name="idle.shape", axis=0)
+        for key, _ in self.pasts[len(self.presents) // 2 :]:
+            assert key.shape is not None
+            n_kv, d_head = key.shape[1], key.shape[3]
+            assert isinstance(n_kv, int) and isinstance(d_head, int)
+            sizes = self.n_batch(), self.integers(n_kv), self.n_pos(), self.integers(d_head)
+            shape = self.op("Concat", *sizes, name="idle.shape", axis=0)
             zero = self.number("idle.zero", np.zeros((1, 1, 1, 1), np.float32))
             zeros = self.op("Expand", zero, shape, name="idle.zeros")
-            self.with_past(zeros, zeros, int(past[0].shape[1]))
+            self.with_past(zeros, zeros, n_kv)

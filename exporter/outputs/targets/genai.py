@@ -16,10 +16,10 @@ def write_genai(shape: BundleShape) -> Contents:
 
 def refuse_genai(shape: BundleShape) -> str | None:
     """It takes models that keep a past and give logits of all tokens."""
-    if shape.form != "past":
-        return "needs keys and values of earlier calls; give --with-past"
     if shape.manifest.export.logits not in ("all", "last"):
         return f"needs logits of the whole vocabulary; leave --logits {shape.manifest.export.logits} out"
+    if shape.form != "past":
+        return "needs keys and values of earlier calls; give --with-past"
     return None
 
 
