@@ -70,6 +70,12 @@ check-python:
 	.venv-oldest/bin/python $(PIP_INSTALL) onnxruntime==1.18.1 'numpy<2'
 	@touch $@
 
+# 1.15 is the oldest that Python 3.11 has a wheel of.
+.venv-opset17/.installed: | check-python
+	$(PYTHON) -m venv .venv-opset17
+	.venv-opset17/bin/python $(PIP_INSTALL) onnxruntime==1.15.1 'numpy<2'
+	@touch $@
+
 demo: .venv/.installed  ## Set up, run the main job on one task, print its result (TASK=, MODEL=)
 	@mkdir -p demo
 	.venv/bin/export-circuit --task $(TASK) --model $(MODEL) --out demo/model.onnx --report --force
@@ -88,8 +94,9 @@ test-exchange: .venv/.installed-test .venv-exchange/.installed  ## Others' reade
 	EXPORT_CIRCUIT_EXCHANGE_PYTHON=.venv-exchange/bin/python EXPORT_CIRCUIT_EXCHANGE_EAP_IG=$(EAP_IG) \
 	  EXPORT_CIRCUIT_EXCHANGE_MIB=$(MIB) .venv/bin/python -m pytest tests/exchange $(PYTEST_ARGS)
 
-test-oldest: .venv/.installed-test .venv-oldest/.installed  ## The files in the oldest ONNX Runtime that reads them, 1.18
-	EXPORT_CIRCUIT_OLDEST_PYTHON=.venv-oldest/bin/python .venv/bin/python -m pytest tests/graph/test_oldest_runtime.py $(PYTEST_ARGS)
+test-oldest: .venv/.installed-test .venv-oldest/.installed .venv-opset17/.installed  ## The files in the oldest ONNX Runtimes: 1.18, with --opset 17 1.15
+	EXPORT_CIRCUIT_OPSET_20_PYTHON=.venv-oldest/bin/python EXPORT_CIRCUIT_OPSET_17_PYTHON=.venv-opset17/bin/python \
+	  .venv/bin/python -m pytest tests/graph/test_oldest_runtime.py $(PYTEST_ARGS)
 
 fuzz: .venv/.installed  ## Throw 10,000 inputs at exported graphs: no crash, no wrong answer (FUZZ_ARGS=)
 	.venv/bin/python benchmarks/fuzz_graphs.py $(FUZZ_ARGS)
@@ -182,5 +189,5 @@ wheel-test: constraints.txt | check-python  ## Build the wheel, install it alone
 	rm -rf build
 
 clean:  ## Remove environments, caches and outputs
-	rm -rf .venv .venv-optimum .venv-exchange .venv-oldest build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf .venv .venv-optimum .venv-exchange .venv-oldest .venv-opset17 build dist demo docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

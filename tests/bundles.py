@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from waits import HANG
 
 from exporter.circuit import Ablation, Circuit, Head
 from exporter.graph.export import export_onnx
-from exporter.graph.metadata import ModelInfo, Origin, TaskInfo
+from exporter.graph.metadata import TEMPLATE_KEY, ModelInfo, Origin, TaskInfo
 from exporter.graph.options import Form, GraphOptions
 from exporter.loading.load import LanguageModel
 from exporter.network.model import CircuitModel
@@ -28,6 +29,7 @@ from exporter.outputs.manifest import ExportInfo, Manifest
 from exporter.outputs.targets import choose_targets
 from exporter.outputs.targets.graph_files import list_graphs, place_graph
 from exporter.rewrite.surgery import rewrite_model
+from exporter.tasks.template import Template
 
 UNEVEN = (Head(0, 1), Head(2, 0), Head(2, 1), Head(2, 3))  # one head, none, three
 EVEN = (Head(0, 1), Head(0, 2), Head(2, 0), Head(2, 3))  # two, none, two; with two groups also of keys and values
@@ -83,19 +85,24 @@ def make_bundle(
     scope: Scope | None = None,
     targets: Sequence[str] = (),
     strict: bool = True,
+    template: Template | None = None,
     **options: object,
 ) -> Bundle:
-    """`targets` are named for the bundle; the graphs that they want are exported without the gates of a job."""
+    """`targets` are named for the bundle; the graphs that they want are exported without the gates of a job.
+
+    `template` stands around the texts `w7 w8` and `w9` in the prompts that the bundle's tokenizer is compared with.
+    """
     model = make_dense(family, positions=positions) if model is None else model
     circuit = Circuit(heads=tuple(heads), **({"mlps": (1, 2), "ablation": Ablation(by="global")} | options))
     rewritten = rewrite_model(model, circuit, make_prompts(8, 6))
     info = ModelInfo(name=model.name, revision=None, sha256=model.sha256, family=model.family, n_layers=3, n_heads=4)
     folder.mkdir(exist_ok=True)
-    graph = graph or GraphOptions(form=form, logits="last")
+    graph = graph or GraphOptions(form=form, logits="last", optimum=form == "past" and "optimum" in targets)
     origin = Origin(TaskInfo(name="acronym", parameters={}, sha256=""), info, circuit, options=graph)
-    description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=origin.to_metadata(), scope=scope)
+    told = origin.to_metadata() | ({} if template is None else {TEMPLATE_KEY: json.dumps(asdict(template))})
+    description = export_onnx(rewritten, folder / "model.onnx", graph, metadata=told, scope=scope)
     known = Manifest.model_validate(DATA)
-    export = ExportInfo.of(graph, known.export.served)
+    export = ExportInfo.of(graph, known.export.served, template)
     graphs = {}
     for name, wanted in list_graphs(choose_targets(targets).values(), "acronym").items():
         if (adapted := wanted.adapt(graph)) != graph:
@@ -107,7 +114,11 @@ def make_bundle(
             graphs[name] = ExportInfo.of(adapted, known.export.served)
     changes = {"onnx": description, "circuit": circuit.to_json(), "model": info, "export": export, "graphs": graphs}
     manifest = known.model_copy(update=changes)
-    written = write_bundle(folder, manifest, model, example="w3 w1 w4", targets=targets, strict=strict)
+    prompts = [] if template is None else [template.fill(text) for text in ("w7 w8", "w9")]
+    readings = [(prompt, model.tokenizer.encode(prompt)) for prompt in prompts]
+    written = write_bundle(
+        folder, manifest, model, example="w3 w1 w4", readings=readings, targets=targets, strict=strict
+    )
     return Bundle(folder, rewritten, written)
 
 

@@ -77,6 +77,8 @@ class Case:
         for name, dims in self.shape.inputs.items():
             if name == "attention_mask":
                 feeds[name] = mask
+            elif name == "position_ids":
+                feeds[name] = np.maximum(mask.cumsum(1) - 1, 0)
             elif name.startswith("past"):
                 feeds[name] = np.zeros((len(prompts), int(dims[1]), 0, int(dims[3])), np.float32)
         return feeds
@@ -90,6 +92,8 @@ FORMS = (
     Form("masked", GraphOptions(form="masked", logits="last")),
     Form("past, layers alike", GraphOptions(form="past", logits="last")),
     Form("past, layers differ", GraphOptions(form="past", logits="last"), heads=LAYERS_DIFFER),
+    Form("past, `--for optimum`", GraphOptions(form="past", logits="last", optimum=True), heads=LAYERS_DIFFER),
+    Form("`--opset 17`, masked", GraphOptions(form="masked", logits="last", opset=17)),
     Form("`--logits all`, one length", GraphOptions(), pinned=True),
     Form("`--logits answers`", GraphOptions(logits="answers", answer_ids=(0,)), pinned=True, of_task=("answer_ids",)),
     Form("`--logits classes`", GraphOptions(logits="classes", answer_ids=(0, 1), labels=("0", "1")), pinned=True,

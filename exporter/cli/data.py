@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 _MOST_PROBLEMS = 20
 
 
-def check_data(file: opts.DataFile, model: opts.AskedModel = "auto", as_json: opts.AsJson = False) -> None:
+def check_data(
+    file: opts.DataFile,
+    model: opts.AskedModel = "auto",
+    template: opts.FileTemplate = None,
+    as_json: opts.AsJson = False,
+) -> None:
     """Say what is wrong with a data file line by line, what will be used of it, and whether the model can do the task.
 
     Example: [bold]export-circuit check-data my.jsonl[/bold]
@@ -30,7 +35,7 @@ def check_data(file: opts.DataFile, model: opts.AskedModel = "auto", as_json: op
     from exporter.tasks import DataFileError
 
     try:
-        report = check(file, load_model(model))
+        report = check(file, load_model(model), template=template)
     except DataFileError as error:
         _print_problems(error.problems, as_json=as_json)
         raise _sum_up(file, error.problems) from None

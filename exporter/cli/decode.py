@@ -30,7 +30,7 @@ def run(
     if (prompt is None) == (text is None):
         raise UsageError("give a prompt, or --text with what the task's template is put around; one of the two")
     decoder = open_decoder(path)
-    prompt = decoder.fill(text or "") if prompt is None else prompt
+    prompt = decoder.reader.fill(text or "") if prompt is None else prompt
     if decoder.labels is None:
         completion = decoder.complete(prompt, max_new_tokens=max_new_tokens)
         found, text, warnings = completion.to_json(), completion.text, completion.warnings

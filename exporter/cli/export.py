@@ -40,7 +40,7 @@ class ExportOptions:
 
     # task and model
     revision: opts.Revision = None
-    template: opts.IoiTemplate = None
+    template: opts.TaskTemplate = None
     letters: opts.Letters = None
     seed: opts.Seed = 0
     patching_prompts: opts.PatchingPrompts = None
@@ -74,6 +74,7 @@ class ExportOptions:
     target: opts.Target = "portable"
     external_data: opts.ExternalData = False
     guard: opts.Guard = False
+    opset: opts.Opset = "20"
 
     # running
     memory_limit: opts.MemoryLimit = None
@@ -126,6 +127,7 @@ class ExportOptions:
             weights=self.int8_weights,
             external_data=self.external_data,
             guard=self.guard,
+            opset=int(self.opset),
             report=self.report,
         )
 

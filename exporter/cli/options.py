@@ -86,8 +86,12 @@ ManifestAsJson = Annotated[bool, take_flag("--json", "Print the manifest, and no
 
 # The main command: task and model
 Revision = Annotated[str | None, take_name("Branch, tag or commit of a hub model.", panel=TASK_PANEL)]
-IoiTemplate = Annotated[
-    str | None, take_value("Of the task ioi: 'all', or 'paper' for its single template.", panel=TASK_PANEL)
+TaskTemplate = Annotated[
+    str | None,
+    take_value(
+        "Of a file: its prompts with a slot for the user's text, 'Review: {text} Verdict:'. Of ioi: 'all' or 'paper'.",
+        panel=TASK_PANEL,
+    ),
 ]
 Letters = Annotated[
     int | None, take_value("Of the task acronym: how many to predict, 1 or 3.", panel=TASK_PANEL, metavar="N")
@@ -198,6 +202,10 @@ ExternalData = Annotated[
     take_flag("--external-data", "Write the weights into a file of their own, to be memory-mapped.", panel=FILE_PANEL),
 ]
 
+Opset = Annotated[
+    Literal["20", "17"],
+    take_value("Version of ONNX's operators; 17 for runtimes that know no later one.", panel=FILE_PANEL),
+]
 Guard = Annotated[
     bool,
     take_flag("--guard", "Have the file say when a prompt is not of its task (output in_scope).", panel=FILE_PANEL),
@@ -239,6 +247,7 @@ DataFile = Annotated[Path, take_file("A .jsonl or .csv file with prompts and ans
 AskedModel = Annotated[
     str, take_name("Whose tokens, and who is asked: a checkpoint folder, a hub name, 'bundled', 'auto'.")
 ]
+FileTemplate = Annotated[str | None, take_value("What the prompts are, with a slot: 'Review: {text} Verdict:'.")]
 Template = Annotated[str, take_value('The prompt with slots: "The {noun} lasted from".')]
 Fill = Annotated[Path, take_path("A .csv file; its first line names the slots, each row is one prompt.")]
 DataOut = Annotated[Path, take_path("The .jsonl file to write.")]

@@ -33,7 +33,7 @@ def sweep(
     ablation: study.SweptAblations = "mean",
     mlps: study.SweptMlps = "searched",
     heal: study.SweepHeal = "distil",
-    template: opts.IoiTemplate = None,
+    template: opts.TaskTemplate = None,
     letters: opts.Letters = None,
     patching_prompts: opts.PatchingPrompts = None,
     selection_prompts: opts.SelectionPrompts = 250,

@@ -173,13 +173,20 @@ def describe_shortcut(
     )
 
 
-def check_data(path: str | Path, model: LanguageModel, *, seed: int = 0, sizes: SplitSizes = FILE_SIZES) -> DataReport:
-    """Read a data file for a model, and measure the model's accuracy on each of its sets.
+def check_data(
+    path: str | Path,
+    model: LanguageModel,
+    *,
+    seed: int = 0,
+    sizes: SplitSizes = FILE_SIZES,
+    template: str | None = None,
+) -> DataReport:
+    """Read a data file, with a declared template (`read_task_file`), and measure a model's accuracy on each set.
 
     Raises InputError: the model has no tokenizer. Raises DataFileError: the file has problems; it lists them all.
     """
     tokenizer, dense = require_tokenizer(model), model.dense
-    found = read_task_file(path, tokenizer, seed=seed, sizes=sizes, limits=find_limits(dense))
+    found = read_task_file(path, tokenizer, seed=seed, sizes=sizes, limits=find_limits(dense), template=template)
     data = found.data
     sets = {"patching": data.patching, "selection": data.selection, "test": data.test, **data.ood}
     answered = {name: dataset.take_labelled() for name, dataset in sets.items() if dataset.is_labelled.any()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ class AttentionAuthor(PositionAuthor):
     def keys_values(self, attention: Attention, k: ir.Value, v: ir.Value, name: str) -> tuple[ir.Value, ir.Value]:
         """Keys and values for each query head, past and opening included: (batch, head, total, d_head) each."""
         if self.form == "past":
-            k, v = self.with_past(k, v)
+            k, v = self.with_past(k, v, len(attention.kv_heads))
         if self.start:
             k, v = (
                 self.with_opening(own, shared, f"{name}.{part}", single=self.is_single(attention))
@@ -133,13 +134,35 @@ class AttentionAuthor(PositionAuthor):
                         name=f"{name}.opening_by_prompt")  # fmt: skip
         return self.op("Concat", first, own, name=f"{name}.all", axis=1 if single else 2)
 
-    def with_past(self, k: ir.Value, v: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """k and v after the keys and values of earlier calls; the results are also outputs, `present`."""
+    def with_past(self, k: ir.Value, v: ir.Value, n_kv: int) -> tuple[ir.Value, ir.Value]:
+        """k and v, of n_kv heads, after the keys and values of earlier calls; the results are outputs, `present`.
+
+        Where the inputs have more heads (`GraphOptions.optimum`), these are left out, and zeros in the outputs.
+        """
         index, both = len(self.presents) // 2, []
         for kind, past, now in zip(("key", "value"), self.pasts[index], (k, v), strict=True):
-            present = self.op("Concat", past, now, name=f"present.{index}.{kind}", axis=2)
-            assert past.shape is not None
+            name = f"present.{index}.{kind}"
+            assert past.shape is not None and isinstance(past.shape[1], int)
+            if not (n_more := past.shape[1] - n_kv):
+                whole = present = self.op("Concat", past, now, name=name, axis=2)
+            else:
+                of_heads = self.integers(0), self.integers(n_kv), self.integers(1)
+                own = self.op("Slice", past, *of_heads, name=f"{past.name}.own")
+                whole = self.op("Concat", own, now, name=f"{name}.own", axis=2)
+                present = self.op("Pad", whole, self.integers(*[0] * 5, n_more, 0, 0), name=name)
             present.type, present.shape = past.type, ir.Shape([BATCH, past.shape[1], TOTAL, past.shape[3]])
             self.presents.append(present)
-            both.append(present)
+            both.append(whole)
         return both[0], both[1]
+
+    def keep_idle_past(self) -> None:
+        """The outputs `present` of a past that no attention is left to read: zeros for the tokens of this call."""
+        for key, _ in self.pasts[len(self.presents) // 2 :]:
+            assert key.shape is not None
+            n_kv, d_head = key.shape[1], key.shape[3]
+            assert isinstance(n_kv, int) and isinstance(d_head, int)
+            sizes = self.n_batch(), self.integers(n_kv), self.n_pos(), self.integers(d_head)
+            shape = self.op("Concat", *sizes, name="idle.shape", axis=0)
+            zero = self.number("idle.zero", np.zeros((1, 1, 1, 1), np.float32))
+            zeros = self.op("Expand", zero, shape, name="idle.zeros")
+            self.with_past(zeros, zeros, n_kv)

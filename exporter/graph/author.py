@@ -32,8 +32,6 @@ from exporter.network.step import Step, find_last_attending
 from exporter.rewrite.folds import merge_step
 from exporter.rewrite.vocabulary import cut_embedding, cut_unembedding
 
-OPSET = 20
-
 
 class GraphAuthor(AttentionAuthor):
     """Emits the nodes of one folded model, in order. Names start with the sublayer's, such as `a3.scores`."""
@@ -47,6 +45,7 @@ class GraphAuthor(AttentionAuthor):
         x = self.embed_tokens()
         for index, step in enumerate(self.model.steps):
             x = self.step(index, step, x)
+        self.keep_idle_past()
         self.outputs += emit_scope(self, x, scope, last=self.is_trimmed(len(self.model.steps) - 1))
         logits = self.unembed(x)
         answers = [self.answer_ids()] if self.options.logits == "answers" else []
@@ -55,7 +54,7 @@ class GraphAuthor(AttentionAuthor):
             [logits, *self.presents, *answers, *self.outputs],
             nodes=self.tape.nodes,
             initializers=self.tape.initializers,
-            opset_imports={"": OPSET, **({"com.microsoft": 1} if self.options.target == "ort" else {})},
+            opset_imports={"": self.options.opset, **({"com.microsoft": 1} if self.options.target == "ort" else {})},
             name="circuit",
         )
 

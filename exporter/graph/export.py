@@ -1,4 +1,4 @@
-"""Write a CircuitModel as an ONNX file (opset 20, IR 10), weights inside or in a file beside it."""
+"""Write a CircuitModel as an ONNX file, weights inside or in a file beside it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from exporter.graph.author import GraphAuthor
 from exporter.graph.description import OnnxDescription, describe_onnx
 from exporter.graph.int8 import STORED
 from exporter.graph.metadata import ANSWER_IDS_KEY, LABELS_KEY, MAX_LENGTH_KEY, PROCESSORS_KEY, VOCAB_SIZE_KEY
-from exporter.graph.options import GraphOptions
+from exporter.graph.options import OPSETS, GraphOptions
 from exporter.network.model import CircuitModel
 from exporter.network.scope import Scope
 from exporter.rewrite.folds import fold_model
 
-IR_VERSION = 10
 PRODUCER = "export-circuit"
 _MAX_BYTES = 2**31 - 2**20  # of weights: protobuf's limit is 2 GiB, less 1 MiB for the graph
 
@@ -64,7 +63,7 @@ def export_onnx(
     _require_fit(model, options, scope)
     graph = GraphAuthor(model, options).author(scope)
     props = {**(metadata or {}), **_describe_itself(model, options)}
-    written = ir.Model(graph, ir_version=IR_VERSION, producer_name=PRODUCER, metadata_props=props)
+    written = ir.Model(graph, ir_version=OPSETS[options.opset], producer_name=PRODUCER, metadata_props=props)
     try:
         _save(written, Path(path), external_data=options.external_data)
     except OSError as error:

@@ -37,9 +37,14 @@ class InputAuthor(NodeAuthor):
             total = self.pos if self.form == "masked" else TOTAL
             self.attention_mask = make_value("attention_mask", ir.DataType.INT64, [BATCH, total])
             self.inputs.append(self.attention_mask)
+        if options.optimum:
+            self.inputs.append(make_value("position_ids", ir.DataType.INT64, [BATCH, self.pos]))
         if self.form == "past":
-            for attention in list_attentions(list(model.steps)):
-                self.add_past(len(attention.kv_heads), attention.d_head)
+            shapes = [(len(a.kv_heads), a.d_head) for a in list_attentions(list(model.steps))]
+            if options.optimum:  # at least one layer's, as it generates with none without a past
+                shapes = [max(shapes, default=(1, 1))] * max(1, len(shapes))
+            for n_kv, d_head in shapes:
+                self.add_past(n_kv, d_head)
         self.outputs: list[ir.Value] = []  # beside the logits
 
     def add_past(self, n_kv: int, d_head: int) -> None:
@@ -121,7 +126,7 @@ class InputAuthor(NodeAuthor):
         if self.form != "plain":  # padding may hold any id: give it row 0, which the guard accepts
             real = self.of_call(self.real_tokens(), "ids.real")
             row = self.op("Where", real, row, self.row_number(0), name="ids.real_rows")
-        highest = self.op("ReduceMax", row, self.integers(1), name="ids.highest", keepdims=0)  # (batch,)
+        highest = self.reduce("ReduceMax", row, 1, "ids.highest")  # (batch,)
         fits = self.op("Less", highest, self.row_number(unknown), name="ids.known")
         if self.start:
             fits = self.op("And", fits, self.is_opening(), name="ids.fit")
@@ -159,7 +164,7 @@ class InputAuthor(NodeAuthor):
         apart = self.op("Slice", self.ids_within(), *first, name="opening.ids")  # (batch, opening)
         apart = self.op("Sub", apart, self.integers(*self.options.opening), name="opening.apart")
         apart = self.op("Abs", apart, name="opening.distance")
-        apart = self.op("ReduceMax", apart, self.integers(1), name="opening.most", keepdims=0)  # (batch,)
+        apart = self.reduce("ReduceMax", apart, 1, "opening.most")  # (batch,)
         return self.op("Equal", apart, self.scalar(0), name="opening.same")
 
     def n_pos(self) -> ir.Value:

@@ -113,7 +113,7 @@ class NodeAuthor:
                 part.name = f"{x.name}.{name}"
             return parts[0], parts[1], parts[2]
         size = self.op("Abs", x, name=f"{x.name}.size")
-        largest = self.op("ReduceMax", size, self.integers(axis), name=f"{x.name}.largest", keepdims=1)
+        largest = self.reduce("ReduceMax", size, axis, f"{x.name}.largest", keep=True)
         some = self.constant("int8.smallest", np.array(1e-30, np.float32))  # no division by 0
         largest = self.op("Max", largest, some, name=f"{x.name}.above_zero")
         scale = self.op("Div", largest, self.constant("int8.127", np.array(127, np.float32)), name=f"{x.name}.scale")
@@ -151,7 +151,7 @@ class NodeAuthor:
         if self.is_half:
             x = self.op("Cast", x, name=f"{name}.norm.float", to=ir.DataType.FLOAT)
         square = self.op("Pow", x, self.constant("two", np.array(2.0, np.float32)), name=f"{name}.norm.square")
-        mean = self.op("ReduceMean", square, self.integers(-1), name=f"{name}.norm.mean")
+        mean = self.reduce("ReduceMean", square, -1, f"{name}.norm.mean", keep=True)
         eps = self.constant(f"eps.{norm.eps}", np.array(norm.eps, np.float32))
         root = self.op("Sqrt", self.op("Add", mean, eps, name=f"{name}.norm.eps"), name=f"{name}.norm.root")
         unit = self.op("Div", x, root, name=f"{name}.norm.unit")
@@ -165,8 +165,28 @@ class NodeAuthor:
             return self.op("Mul", x, self.op("Sigmoid", x, name=f"{name}.sigmoid"), name=f"{name}.silu")
         if activation == "relu":
             return self.op("Relu", x, name=f"{name}.relu")
+        if self.options.opset < 20:
+            return self._gelu(x, activation, f"{name}.gelu")
         approximate = {"gelu": "none", "gelu_tanh": "tanh"}[activation]
         return self.op("Gelu", x, name=f"{name}.gelu", approximate=approximate)
+
+    def _gelu(self, x: ir.Value, activation: str, name: str) -> ir.Value:
+        """Gelu before opset 20, in the order of nodes that ONNX Runtime fuses into one: x / 2 * (1 + erf or tanh)."""
+
+        def number(value: float) -> ir.Value:
+            return self.number(f"gelu.{value:.4g}", np.array(value, np.float32))
+
+        if activation == "gelu":
+            inner = self.op("Erf", self.op("Div", x, number(2**0.5), name=f"{name}.scaled"), name=f"{name}.erf")
+        else:
+            cube = self.op(
+                "Mul", self.op("Pow", x, number(3), name=f"{name}.cube"), number(0.044715), name=f"{name}.bent"
+            )
+            bent = self.op("Add", x, cube, name=f"{name}.sum")
+            inner = self.op("Mul", bent, number((2 / np.pi) ** 0.5), name=f"{name}.scaled")
+            inner = self.op("Tanh", inner, name=f"{name}.tanh")
+        inner = self.op("Add", inner, number(1), name=f"{name}.above_0")
+        return self.op("Mul", self.op("Mul", x, number(0.5), name=f"{name}.half"), inner, name=name)
 
     # --- nodes
 
@@ -175,6 +195,12 @@ class NodeAuthor:
         out = self.tape.op(op_type, inputs, attributes or None, name=name)
         out.name = name
         return out
+
+    def reduce(self, op_type: str, x: ir.Value, axis: int, name: str, *, keep: bool = False) -> ir.Value:
+        """x reduced along an axis, an attribute before opset 18, which is dropped, or kept with size 1."""
+        if self.options.opset < 18:
+            return self.op(op_type, x, name=name, axes=[axis], keepdims=int(keep))
+        return self.op(op_type, x, self.integers(axis), name=name, keepdims=int(keep))
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """make(), called once for each name; later calls return the same value."""

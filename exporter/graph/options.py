@@ -28,6 +28,10 @@ _CHOICES: dict[str, Any] = {
 }
 
 
+OPSETS = {20: 10, 17: 8}
+"""By version of ONNX's operators, `GraphOptions.opset`: the IR version of the file."""
+
+
 @dataclass(frozen=True)
 class GraphOptions:
     """How a CircuitModel becomes a graph.
@@ -47,8 +51,10 @@ class GraphOptions:
     (int8): parts that stay in float32: sublayers by name (`a3`, the attention of layer 3; `m5`, an MLP), the embedding
     `W_E`, and `unembed`. external_data: weights in a file beside the graph, which ONNX Runtime maps into memory. guard:
     adds the outputs in_scope, (batch,) bool, False for a prompt that is not of the task, and scope_distance
-    (`exporter.network.scope`), in float32. Raises InputError: an option of a wrong type or value, or options that
-    conflict.
+    (`exporter.network.scope`), in float32. optimum (form `past`): inputs as Optimum makes them: keys and values of all
+    layers have the heads of the largest, zeros beyond a layer's own, and there is an input position_ids, (batch, pos),
+    which is not read, since positions are counted by the mask. opset: a key of `OPSETS`; 17 is for runtimes that know
+    no later one. Raises InputError: an option of a wrong type or value, or options that conflict.
     """
 
     form: Form = "plain"
@@ -65,6 +71,8 @@ class GraphOptions:
     in_fp32: tuple[str, ...] = ()
     external_data: bool = False
     guard: bool = False
+    optimum: bool = False
+    opset: int = 20
 
     def to_json(self) -> dict[str, Any]:
         """The options as JSON-able data, by field."""
@@ -99,8 +107,10 @@ class GraphOptions:
             object.__setattr__(self, name, take_items(name, getattr(self, name)))
             for part in getattr(self, name):
                 require_type(f"each of {name}", part, str)
-        for name in ("external_data", "guard"):
+        for name in ("external_data", "guard", "optimum"):
             require_type(name, getattr(self, name), bool)
+        if take_integer("opset", self.opset) not in OPSETS:
+            raise InputError(f"opset is {self.opset}; choose from {', '.join(map(str, OPSETS))}")
         self._check_answers()
         if self.vocabulary is not None and sorted(set(self.vocabulary)) != list(self.vocabulary):
             raise InputError("vocabulary must be token ids in rising order, each once")
@@ -110,6 +120,8 @@ class GraphOptions:
             raise InputError(f"in_fp32 is for int8, not {self.precision}; leave it out")
         if self.vocabulary is not None and not self.vocabulary:
             raise InputError("vocabulary is empty; give the token ids that prompts can have, or None for all")
+        if self.optimum and self.form != "past":
+            raise InputError(f"Optimum's inputs are for the form 'past', not {self.form!r}; leave optimum out")
         if self.opening and (self.form != "plain" or self.logits == "all" or self.vocabulary is None):
             raise InputError(
                 "an opening needs the form 'plain', logits at the last position, and a vocabulary; leave it out"

@@ -32,7 +32,7 @@ def emit_scope(author: InputAuthor, x: ir.Value, scope: Scope | None, *, last: b
         x = author.op("Cast", x, name="scope.float", to=ir.DataType.FLOAT)
     weights = (author.constant(_DIRECTIONS, scope.directions.numpy()), author.constant(_SHIFT, scope.shift.numpy()))
     apart = author.op("Gemm", x, *weights, name="scope.apart")  # (batch, direction)
-    distance = author.op("ReduceSumSquare", apart, author.integers(1), name=SCOPE_DISTANCE, keepdims=0)
+    distance = author.reduce("ReduceSumSquare", apart, 1, SCOPE_DISTANCE)
     grows = author.form == "past"
     limit = author.constant("scope.limit", np.array(1, np.float32))
     within = author.op("LessOrEqual", distance, limit, name="scope.within" if grows else IN_SCOPE)

@@ -28,6 +28,7 @@ _OPTIONS = {
     "target": "--target",
     "external_data": "--external-data",
     "guard": "--guard",
+    "opset": "--opset",
     "report": "--report",
     "device": "--device",
     "dtype": "--dtype",

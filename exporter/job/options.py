@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 
 from exporter.checks import require_choice, require_type, take_integer
 from exporter.circuit import Ablation
-from exporter.errors import UsageError
+from exporter.errors import InputError, UsageError
 from exporter.files.names import REPORT_SUFFIX, SUFFIXES
-from exporter.graph.options import Logits, Precision, Scales, Target, WeightType
+from exporter.graph.options import OPSETS, Logits, Precision, Scales, Target, WeightType
 from exporter.metrics import METRICS, SEARCHED
 from exporter.outputs.targets import take_targets
 from exporter.search.healing import Heal
@@ -61,10 +61,9 @@ class Job:
     no better than chance. `bundle` is a folder to write instead of `out`, or beside it, and `targets` the runtimes
     that it is for (`exporter.outputs.targets`; none: the usual files). `report` writes a page for
     reading beside each manifest. `with_past` exports a graph with a key-value cache. `logits`, `target`, `precision`,
-    `scales`, `weights` (its weight_type), `external_data` and `guard` are those of `GraphOptions`, with the task's
-    answers as `answer_ids`; `scales=None` takes what the bundle's readers need (`choose_scales`); `vocab` "task" keeps
-    only the embeddings of the task's tokens, and
-    precomputes the shared opening of its prompts.
+    `scales`, `weights` (its weight_type), `external_data`, `guard` and `opset` are those of `GraphOptions`, with the
+    task's answers as `answer_ids`; `scales=None` takes what the bundle's readers need (`choose_scales`); `vocab` "task"
+    keeps only the embeddings of the task's tokens, and precomputes the shared opening of its prompts.
 
     Raises InputError: a value of a wrong type or none of the choices; UsageError: an unknown task, an alpha that is
     not above 0, output names that do not fit, or options that exclude each other.
@@ -103,6 +102,7 @@ class Job:
     external_data: bool = False
     report: bool = False
     guard: bool = False
+    opset: int = 20
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -179,6 +179,8 @@ class Job:
         if self.ablation is not None:
             object.__setattr__(self, "ablation", Ablation.take(self.ablation))
         take_integer("seed", self.seed)
+        if take_integer("--opset", self.opset) not in OPSETS:
+            raise InputError(f"--opset is {self.opset}; choose from {', '.join(map(str, OPSETS))}")
         if self.memory_limit is not None:
             take_integer("memory_limit", self.memory_limit, least=1)
         if not self.model.strip():

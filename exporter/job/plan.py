@@ -18,6 +18,7 @@ from exporter.loading.load import LanguageModel, load_model
 from exporter.metrics.divergence import ARITHMETIC
 from exporter.outputs.healed import load_surgery
 from exporter.outputs.targets.scales import choose_scales
+from exporter.outputs.targets.target import GENERATING
 from exporter.rewrite.surgery import Surgery
 from exporter.search.lessons import require_labels
 from exporter.search.rules import DEPLOY, AlphaRule, Budget
@@ -108,17 +109,22 @@ class Plan:
         """The form of the graph: `past` where asked for, else `masked` or `plain`.
 
         A mask is needed for prompts of several lengths, for answers of several tokens, and by a classifier, whose
-        pipelines pad the texts of a batch, unless it takes one length alone.
+        pipelines pad the texts of a batch, unless it takes one length alone. A past is also there for Optimum.
         """
-        grows = self.padded or self.data.test.n_steps > 1
-        is_padded = grows or (self.job.logits == "classes" and not (self.ablation.fixed_length or self._length))
-        return "past" if self.job.with_past else "masked" if is_padded else "plain"
+        is_classifier = self.job.logits == "classes" and not (self.ablation.fixed_length or self._length)
+        is_padded = self.padded or self.data.test.n_steps > 1 or is_classifier
+        return "past" if self.job.with_past or self._generates_in_optimum else "masked" if is_padded else "plain"
+
+    @property
+    def _generates_in_optimum(self) -> bool:
+        """Whether the file is for Optimum, which by itself generates with a past alone, and can have one."""
+        grows = not (self.ablation.fixed_length and self.ablation.align == "right")
+        return "optimum" in self.job.targets and self.job.logits in GENERATING and grows
 
     @property
     def _length(self) -> int | None:
         """Tokens of every prompt where embeddings are cut to the task's, whose prompts are all as long; else None."""
-        data = self.data
-        sets = (data.patching, data.selection, data.test, *data.ood.values())
+        data, sets = self.data, (self.data.patching, self.data.selection, self.data.test, *self.data.ood.values())
         alike = self.job.vocab == "task" and not self.padded and len({d.length for d in sets}) == 1
         return data.test.length if alike else None
 
@@ -141,6 +147,8 @@ class Plan:
             weight_type=job.weights,
             external_data=job.external_data,
             guard=job.guard,
+            opset=job.opset,
+            optimum=self._generates_in_optimum,
         )
 
     @property
@@ -200,13 +208,13 @@ class Plan:
 
     def _gradual_key(self, budget: Budget) -> dict[str, Any]:
         """What a gradual search depends on beside; a network is timed in the form in which it is to be exported."""
-        job = self.job
-        key: dict[str, Any] = {"search": "gradual", "budget": budget.to_json(), "seed": job.seed}
-        key |= {"heal": job.heal, "teacher": job.teacher}
+        key: dict[str, Any] = {"search": "gradual", "budget": budget.to_json(), "seed": self.job.seed}
+        key |= {"heal": self.job.heal, "teacher": self.job.teacher}
         if budget.max_latency_ms is not None:
             names = ("logits", "target", "precision", "scales", "external_data", "weight_type")
-            file = {name: getattr(self.options, name) for name in names}
-            key["file"] = {"form": self.form, "vocab": job.vocab} | file | ({"guard": True} if job.guard else {})
+            file, later = self.options.to_json(), ("guard", "optimum", "opset")  # these only where they are not usual
+            changed = {name: file[name] for name in later if file[name] != getattr(GraphOptions, name)}
+            key["file"] = {"form": self.form, "vocab": self.job.vocab} | {name: file[name] for name in names} | changed
         return key
 
     @property
@@ -256,8 +264,7 @@ def prepare(job: Job, model: LanguageModel | None = None) -> Plan:
             "choose a model with a longer context"
         )
     require_labels(data.patching, job.teacher)
-    learns = job.teacher != "dense"  # right answers, so that a model may fail at the task
-    forced = job.force or learns
+    forced = job.force or job.teacher != "dense"  # it learns right answers, so that a model may fail at the task
     doubts = require_fitness(job.task, model, data.selection, force=forced) if is_file_task(job.task) else ()
     precision = () if job.dtype == "float32" else (f"the search computed in {job.dtype}",)
     surgery = None if job.circuit is None or record.learning is None else load_surgery(job.circuit, circuit)

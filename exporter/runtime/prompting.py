@@ -15,13 +15,11 @@ from exporter.errors import InputError
 from exporter.files.names import CONFIG, GENERATION, MODEL, RUNNER, TOKENIZER
 from exporter.files.onnx_file import read_onnx
 from exporter.files.reading import read_steadily
-from exporter.loading.sources.framing import read_framed
-from exporter.loading.sources.reading import read_prompt, read_tokenizer
 from exporter.runtime.classify import Classification, classify_prompts
 from exporter.runtime.generate import Generation, generate_greedy
+from exporter.runtime.reader import PromptReader, open_reader
 from exporter.runtime.session import open_session
 from exporter.runtime.words import read_labels, read_template
-from exporter.tasks.template import Template
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -52,27 +50,15 @@ class Completion:
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """An open ONNX session with its model's tokenizer and stop tokens.
-
-    template: the text around a user's text in each prompt of the task, if it has one. framed: whether the tokenizer
-    puts that around each text itself; a prompt that has it already is read without it first.
-    """
+    """An open ONNX session with what reads its prompts, and its model's stop tokens."""
 
     session: onnxruntime.InferenceSession
-    tokenizer: Tokenizer
+    reader: PromptReader
     stop_ids: tuple[int, ...]
-    template: Template | None = None
-    framed: bool = False
-
-    def fill(self, text: str) -> str:
-        """The prompt for a user's text. Raises InputError: the task's prompts are no template that is filled in."""
-        if self.template is None:
-            raise InputError("this model's prompts have no template to put around a text; give a whole prompt")
-        return self.template.fill(text)
 
     def complete(self, prompt: str, *, max_new_tokens: int = 20) -> Completion:
         """Complete a prompt greedily. Raises InputError: tokenizer or model does not accept the prompt."""
-        ids, n_lead = self._read(prompt)
+        ids, n_lead = self.reader.read(prompt)
         (found,) = generate_greedy(self.session, [ids], max_new_tokens=max_new_tokens, stop_ids=self.stop_ids)
         # decode prompt and completion together: alone, some tokenizers drop the first token's leading space
         before, whole = self._decode(ids), self._decode(ids + found.token_ids)
@@ -87,23 +73,17 @@ class Decoder:
 
     def classify(self, prompt: str) -> Classification:
         """The class of a prompt. Raises InputError: tokenizer or model does not accept it, or is a language model."""
-        ids, n_lead = self._read(prompt)
+        ids, n_lead = self.reader.read(prompt)
         (found,) = classify_prompts(self.session, [ids])
         return replace(found, warnings=self._warn(ids, n_lead))
 
-    def _read(self, prompt: str) -> tuple[list[int], int]:
-        """A prompt's tokens, and how many special ones are put before it."""
-        if not self.framed or self.template is None:
-            return read_prompt(self.tokenizer, prompt)
-        return read_prompt(self.tokenizer, self.template.cut(prompt))[0], 0
-
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids)
+        return self.reader.tokenizer.decode(ids)
 
     def _warn(self, ids: list[int], n_lead: int) -> tuple[str, ...]:
         if not n_lead or ids[n_lead : 2 * n_lead] != ids[:n_lead]:
             return ()
-        lead = self.tokenizer.decode(ids[:n_lead], skip_special_tokens=False)
+        lead = self.reader.tokenizer.decode(ids[:n_lead], skip_special_tokens=False)
         return (f"the prompt begins with {lead}, which is put before it anyway: the model reads it twice; take it out",)
 
 
@@ -121,9 +101,8 @@ def _open_decoder(path: Path) -> Decoder:
     read_onnx(model)  # checks the paths of external weights before ONNX Runtime opens them
     session = open_session(model)
     template, stop_ids = read_template(session), tuple(_read_stop_ids(source))
-    if in_bundle and template is not None and (framed := read_framed(source / TOKENIZER)) is not None:
-        return Decoder(session, framed, stop_ids, template, framed=True)
-    return Decoder(session, _read_tokenizer(source, in_bundle=in_bundle), stop_ids, template)
+    reader = open_reader(source / TOKENIZER, template) if in_bundle else PromptReader(_take_backend(source), template)
+    return Decoder(session, reader, stop_ids)
 
 
 def _find_source(model: Path) -> Path:
@@ -142,11 +121,6 @@ def _find_source(model: Path) -> Path:
     if snapshot := cached_snapshot(dense.name, revision=dense.revision) if "/" in dense.name else None:
         return snapshot
     raise InputError(f"the tokenizer of {dense.name} is not on this machine; export with --bundle, and run that folder")
-
-
-def _read_tokenizer(source: Path, *, in_bundle: bool = False) -> Tokenizer:
-    """The tokenizer: a bundle's tokenizer.json, else the one that a search loads from the dense model's files."""
-    return read_tokenizer(source / TOKENIZER) if in_bundle else _take_backend(source)
 
 
 def _take_backend(source: Path) -> Tokenizer:

@@ -229,6 +229,8 @@ def make_feeds(
         assert mask.all(), "this model takes no mask"
     else:
         feeds["attention_mask"] = mask.astype(np.int64)
+    if any(value.name == "position_ids" for value in session.get_inputs()):
+        feeds["position_ids"] = np.maximum(mask.cumsum(1) - 1, 0)[:, mask.shape[1] - input_ids.shape[1] :]
     for value in _find_cached(session):
         batch, (_, n_kv, _, d_head) = len(input_ids), value.shape
         empty = np.zeros((batch, n_kv, 0, d_head), np.float16 if "float16" in value.type else np.float32)

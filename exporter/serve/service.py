@@ -97,10 +97,9 @@ class Service:
         if not n:
             raise RequestError("empty_prompt", "the request has no prompts; give at least one")
         if request.text is not None:
-            if self.bundle.template is None:
+            if (template := self.bundle.reader.template) is None:
                 raise RequestError("invalid", "this model has no template to put around a text; give prompt instead")
-            before, behind = self.bundle.template
-            texts = [f"{before}{text}{behind}" for text in texts]
+            texts = [template.fill(text) for text in texts]
         return [Query(ids, request.top) for ids in (*map(self.bundle.read, texts), *tokens)]
 
     async def _ask(self, queue: Batcher, queries: dict[int, Query]) -> dict[int, Result]:

@@ -59,18 +59,26 @@ def is_file_task(task: str) -> bool:
 
 
 def read_task_file(
-    path: str | Path, tokenizer: Tokenizer, *, seed: int = 0, sizes: SplitSizes, limits: Limits = NO_LIMITS
+    path: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    seed: int = 0,
+    sizes: SplitSizes,
+    limits: Limits = NO_LIMITS,
+    template: str | None = None,
 ) -> FileTask:
     """Read a data file into sets of at most these sizes.
 
     Lines with a split go there; the others are shuffled by the seed and cut into patching, selection and
     test, a quarter, a quarter and half of them where they are too few, lines that are alike into one; those
-    without an answer all go to patching. Raises DataFileError, also where lines put what is the same to the
-    model into two sets.
+    without an answer all go to patching. `template` declares what stands around a user's text in all prompts but
+    those of unseen sets (see `Template.declare`); else it is found, where it can be. Raises DataFileError, also for a
+    prompt without that, and where lines put what is the same to the model into two sets.
     """
+    declared = None if template is None else Template.declare(template)
     records, problems, sha256 = read_records(path)
     encoder = Encoder(tokenizer, limits)
-    examples = _encode_records(path, encoder, records, problems)
+    examples = _encode_records(path, encoder, records, problems, template=declared)
     pad = _find_pad(tokenizer, limits)
     distinct, repeated = drop_duplicates(path, examples)
     twins = find_twins(distinct, tokenizer, n_lead=len(encoder.lead), special={*encoder.lead, pad})
@@ -86,9 +94,12 @@ def read_task_file(
     )
     notes = (*doubts, *describe_unused(distinct, sets), *sum_up_leaks(near))
     parameters = {"path": str(path), "sha256": sha256, "seed": seed, "sizes": wanted}
+    parameters |= {} if template is None else {"template": template}
     special = {"special_ids": list(encoder.lead), "pad_id": pad}
     return FileTask(
-        data=_stack_task(Path(path).name, sets, parameters, special, notes=notes),
+        data=_stack_task(
+            Path(path).name, sets, parameters, special, notes=notes, template=declared or _find_template(sets)
+        ),
         examples={name.removeprefix("ood:"): rows for name, rows in sets.items()},
         lines=len(examples),
         repeated=repeated,
@@ -100,12 +111,22 @@ def read_task_file(
 
 
 def _encode_records(
-    path: str | Path, encoder: Encoder, records: Sequence[Record], problems: Sequence[Problem]
+    path: str | Path,
+    encoder: Encoder,
+    records: Sequence[Record],
+    problems: Sequence[Problem],
+    *,
+    template: Template | None,
 ) -> list[Example]:
-    """All records as token ids. Raises DataFileError for those that cannot be, and for `problems` of lines before."""
+    """All records as token ids. Raises DataFileError for those that cannot be, and for `problems` of lines before.
+
+    template: what prompts are declared to be.
+    """
     examples, problems = [], list(problems)
     for record in records:
         try:
+            if template is not None:
+                _require_template(template, record)
             examples.append(encoder.encode(record))
         except LineError as error:
             problems.append(Problem(record.place, str(error)))
@@ -121,11 +142,11 @@ def _stack_task(
     special: Mapping[str, Any],
     *,
     notes: tuple[str, ...],
+    template: Template | None,
 ) -> TaskData:
     """The sets as tensors, with the parameters that it takes to build them again."""
     stacked = stack_examples(sets, special["pad_id"])
     prompts = {name: len(dataset) for name, dataset in stacked.items()}
-    template = _find_template(sets)
     read = sets["test"][:MOST_READINGS] if template is None else [row for name in SETS for row in sets[name]]
     return TaskData(
         task=task,
@@ -140,6 +161,15 @@ def _stack_task(
         ),
         template=template,
     )
+
+
+def _require_template(template: Template, record: Record) -> None:
+    """Raise LineError for a prompt that is not the template, filled in; unseen sets may have other wordings."""
+    if (record.split or "").startswith("ood:"):
+        return
+    misfit = template.describe_misfit(record.prompt) if isinstance(record.prompt, str) else "is token ids"
+    if misfit is not None:
+        raise LineError(f"the prompt {misfit}, as --template says; mend one of them")
 
 
 def _find_template(sets: Mapping[str, Sequence[Example]]) -> Template | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from string import Formatter
 
 from exporter.errors import UsageError
 from exporter.tasks.lines import LISTS, DataFileError, Problem
+from exporter.tasks.slots import Pieces, parse_slots
 from exporter.tasks.table import read_table
 
 _COPIED = ("answer", *LISTS, "split")
@@ -23,7 +23,7 @@ def fill_template(template: str, table: str | Path, *, answer: str | None = None
     """
     rows = read_table(table)
     columns = rows[0][1].keys()
-    parts = {"--template": _parse(template, "--template"), "--answer": _parse(answer or "", "--answer")}
+    parts = {"--template": parse_slots(template, "--template"), "--answer": parse_slots(answer or "", "--answer")}
     for option, pieces in parts.items():
         for _, slot in pieces:
             if slot is not None and slot not in columns:
@@ -43,27 +43,11 @@ def fill_template(template: str, table: str | Path, *, answer: str | None = None
     return "".join(_write_line(cells, parts["--template"], parts["--answer"]) for _, cells in rows)
 
 
-def _parse(template: str, option: str) -> list[tuple[str, str | None]]:
-    """Text and the slot behind it, in turn."""
-    try:
-        parsed = list(Formatter().parse(template))
-    except ValueError as error:
-        raise UsageError(
-            f"{option} {template!r}: {error}; write a brace that is no slot twice, {{{{ or }}}}"
-        ) from error
-    for _, slot, spec, conversion in parsed:
-        if slot is not None and (spec or conversion or not slot.replace(" ", "_").isidentifier()):
-            raise UsageError(f"{option} has {{{slot}}}; a slot is a column's name and nothing else, such as {{noun}}")
-    return [(text, slot) for text, slot, _, _ in parsed]
-
-
-def _fill(pieces: list[tuple[str, str | None]], cells: Mapping[str, str]) -> str:
+def _fill(pieces: Pieces, cells: Mapping[str, str]) -> str:
     return "".join(text + ("" if slot is None else cells[slot]) for text, slot in pieces)
 
 
-def _write_line(
-    cells: Mapping[str, str], prompt: list[tuple[str, str | None]], answer: list[tuple[str, str | None]]
-) -> str:
+def _write_line(cells: Mapping[str, str], prompt: Pieces, answer: Pieces) -> str:
     fields: dict[str, str | list[str]] = {"prompt": _fill(prompt, cells)}
     for name in _COPIED:
         if cells.get(name):

@@ -18,6 +18,8 @@ from exporter.tasks.task import NO_LIMITS, PATCHING, Limits, SplitSizes, TaskDat
 from exporter.tasks.tokenizer import Tokenizer
 
 DEFAULT_SIZES = SplitSizes(patching=PATCHING)
+FILE_PARAMETERS = ("template",)
+"""What else is said of a file: a prompt with a slot for the user's text, see `Template.declare`."""
 FILE_SIZES = SplitSizes(patching=MOST_LINES)
 """Of a file, all patching lines are used where nothing else is said."""
 
@@ -91,9 +93,10 @@ def load_task(
     """Build the sets of a task, by its name or from a .jsonl or .csv file.
 
     `sizes` are DEFAULT_SIZES where none are given, and FILE_SIZES of a file. The same arguments give the same prompts
-    in every process. `limits` are the model's: lines of a file are held
-    against them. Raises UsageError for an unknown task or parameter, InputError when the tokenizer cannot express
-    the task or has too few prompts for the sizes, and for a file with anything wrong in it.
+    in every process. `limits` are the model's: lines of a file are held against them. A file has one parameter,
+    `template`: a prompt with a slot for the user's text. Raises UsageError for an unknown task or parameter, InputError
+    when the tokenizer cannot express the task or has too few prompts for the sizes, and for a file with anything wrong
+    in it.
     """
     require_type("name", name, str, Path)
     name = str(name)
@@ -106,16 +109,18 @@ def load_task(
     require_type("sizes", sizes, SplitSizes)
     require_type("limits", limits, Limits)
     spec = TASKS.get(name)
-    choices = {} if spec is None else spec.choices
+    choices = dict.fromkeys(FILE_PARAMETERS, ()) if spec is None else spec.choices
     for parameter, value in parameters.items():
         if parameter not in choices:
             takes = f"; it takes {', '.join(choices)}" if choices else "; it takes none"
             raise UsageError(f"task {name!r} has no parameter {parameter!r}{takes}")
-        if isinstance(value, bool) or value not in choices[parameter]:
+        if spec is None:
+            require_type(parameter, value, str)
+        elif isinstance(value, bool) or value not in choices[parameter]:
             allowed = ", ".join(map(str, choices[parameter]))
             raise UsageError(f"{parameter} is {value!r} for the task {name!r}; choose from {allowed}")
     if spec is None:
-        return read_task_file(name, tokenizer, seed=seed, sizes=sizes, limits=limits).data
+        return read_task_file(name, tokenizer, seed=seed, sizes=sizes, limits=limits, **parameters).data
     return spec.build(tokenizer, seed=seed, sizes=sizes, **parameters)
 
 
@@ -132,6 +137,7 @@ def rebuild_task(
     if "sha256" in parameters:
         name = str(path or parameters.get("path", name))
         _check_same_file(name, str(parameters["sha256"]))
+        chosen = {key: parameters[key] for key in FILE_PARAMETERS if key in parameters}
     elif path is not None:
         raise UsageError(f"--task is for a task from a file, and this is the task {name!r}; leave it out")
     elif name in TASKS:

@@ -1,7 +1,7 @@
 """The text around a user's text: a task's prompts are often one form, filled in, and its user has what is filled in.
 
 The user of `Review: ...\\nSentiment:` has a review. What all prompts share at both ends is found here, so that it can
-travel with the exported model.
+travel with the exported model. Where it cannot be told from the prompts, the task's user declares it.
 """
 
 from __future__ import annotations
@@ -10,16 +10,38 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from exporter.errors import UsageError
+from exporter.tasks.lines import show_text
+from exporter.tasks.slots import parse_slots
+
 _SENTENCE_ENDS = ".!?"
 _LAST_SIGN = re.compile(r".*(?:[^\w\s]|\n)\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Template:
-    """The text before and after a user's text in every prompt of a task; there is some after it."""
+    """The text before and after a user's text in every prompt of a task; where it was found there is some after it."""
 
     prefix: str
     suffix: str
+
+    @classmethod
+    def declare(cls, text: str) -> Template:
+        """From a prompt with a slot for the user's text, `Review: {text}\\nSentiment:`, as `make-data` takes it.
+
+        Raises UsageError: there is not one slot, or nothing around it.
+        """
+        pieces = parse_slots(text, "--template")
+        slots = [slot for _, slot in pieces if slot is not None]
+        if len(slots) != 1:
+            raise UsageError(
+                f"--template {show_text(text)} has {len(slots)} slots; write one, where the user's text is: {{text}}"
+            )
+        place = next(place for place, (_, slot) in enumerate(pieces) if slot is not None)
+        before, behind = ("".join(text for text, _ in part) for part in (pieces[: place + 1], pieces[place + 1 :]))
+        if not before and not behind:
+            raise UsageError(f"--template {text!r} has nothing around its slot; leave it out")
+        return cls(before, behind)
 
     def fill(self, text: str) -> str:
         """The prompt for a text."""
@@ -29,6 +51,14 @@ class Template:
         """Whether a prompt is this template, filled in."""
         long_enough = len(prompt) > len(self.prefix) + len(self.suffix)
         return long_enough and prompt.startswith(self.prefix) and prompt.endswith(self.suffix)
+
+    def describe_misfit(self, prompt: str) -> str | None:
+        """What a prompt lacks of this template; None for one that fits."""
+        if not prompt.startswith(self.prefix):
+            return f"does not begin with {show_text(self.prefix)}"
+        if not prompt.endswith(self.suffix):
+            return f"does not end with {show_text(self.suffix)}"
+        return None if self.fits(prompt) else "has no text within it"
 
     def cut(self, prompt: str) -> str:
         """The user's text in a prompt; what is no prompt of this template is returned as it is."""

@@ -37,10 +37,14 @@ FORMS: dict[str, GraphOptions] = {
     "masked_last": GraphOptions(form="masked", logits="last", vocabulary=KNOWN),
     "past": GraphOptions(form="past"),
     "past_last": GraphOptions(form="past", logits="last", vocabulary=KNOWN),
+    "optimum": GraphOptions(form="past", logits="last", optimum=True),
     "external": GraphOptions(form="past", logits="last", external_data=True),
     "int8": GraphOptions(form="masked", logits="last", precision="int8"),
     "int8_token": GraphOptions(form="past", precision="int8", scales="token", weight_type="uint8"),
     "ort": GraphOptions(logits="last", precision="int8", target="ort"),
+    "opset_17": GraphOptions(form="past", logits="last", vocabulary=KNOWN, opset=17),
+    "opset_17_opening": GraphOptions(logits="last", length=LENGTH, vocabulary=KNOWN, opening=KNOWN[:2], opset=17),
+    "opset_17_int8": GraphOptions(form="past", precision="int8", scales="token", opset=17),
     "fp16": GraphOptions(form="masked", logits="last", precision="fp16"),
 }
 NO_ROWS = """
@@ -89,7 +93,10 @@ def pasts(session: Any, batch: int, *lengths: int) -> Arrays:
 
 
 def run(session: Any, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], past: Arrays | None = None) -> Any:
-    return session.run(["logits"], {"input_ids": ids, "attention_mask": mask.astype(np.int64), **(past or {})})[0]
+    feeds = {"input_ids": ids, "attention_mask": mask.astype(np.int64), **(past or {})}
+    if any(value.name == "position_ids" for value in session.get_inputs()):
+        feeds["position_ids"] = np.zeros_like(ids)  # not read
+    return session.run(["logits"], feeds)[0]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -122,7 +129,7 @@ def test_a_mask_of_another_shape_than_the_ids_is_refused(form: str, family: str,
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("form", ["past", "past_last", "int8_token"])
+@pytest.mark.parametrize("form", ["past", "past_last", "optimum", "int8_token"])
 def test_a_mask_or_past_of_the_wrong_length_is_refused(form: str, family: str, tmp_path: Path) -> None:
     _, session = write(tmp_path, form, family)
     one, three = (np.full((2, n), KNOWN[0], np.int64) for n in (1, 3))
@@ -162,7 +169,7 @@ def test_without_attention_earlier_calls_leave_the_mask_alone(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-@pytest.mark.parametrize("form", ["masked", "masked_last", "past", "past_last", "int8", "fp16"])
+@pytest.mark.parametrize("form", ["masked", "masked_last", "past", "past_last", "optimum", "opset_17", "int8", "fp16"])
 def test_a_row_of_padding_alone_is_defined_and_leaves_the_others(form: str, family: str, tmp_path: Path) -> None:
     model, session = write(tmp_path, form, family)
     ids = np.array([[2, 5, 8], [5, 2, 11], [8, 8, 2]], np.int64)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
-from tiny import make_model, make_prompts
+from test_hostile_inputs import FORMS, rewrite
+from tiny import VARIANTS, make_model, make_prompts
 
 from exporter.circuit import Circuit, Head
 from exporter.errors import InputError
 from exporter.graph.description import describe_onnx
 from exporter.graph.export import export_onnx, read_metadata
+from exporter.graph.options import GraphOptions
+from exporter.job.command import write_command
+from exporter.job.options import Job
+from exporter.network.scope import Scope
 from exporter.rewrite.surgery import rewrite_model
 
 
@@ -31,6 +37,26 @@ def test_opset_ir_version_names_and_metadata(tmp_path: Path) -> None:
     used = {name for node in proto.graph.node for name in node.input}
     assert {tensor.name for tensor in proto.graph.initializer} <= used
     assert list(tmp_path.iterdir()) == [tmp_path / "m.onnx"]  # one self-contained file
+
+
+@pytest.mark.parametrize("family", VARIANTS)
+def test_opset_17_has_no_later_operator(family: str, tmp_path: Path) -> None:
+    """The checker holds each node against its operator at the file's opset: Gelu is none, axes are attributes."""
+    model = rewrite(family)
+    scope = Scope.blank(model.W_E.shape[1])
+    for name, options in FORMS.items():
+        found = export_onnx(model, tmp_path / f"{name}.onnx", replace(options, opset=17, guard=True), scope=scope)
+        assert (found.opset, found.ir_version) == (17, 8)
+        if options.target == "portable":
+            onnx.checker.check_model(str(tmp_path / f"{name}.onnx"), full_check=True)
+
+
+def test_another_opset_is_refused() -> None:
+    with pytest.raises(InputError, match="opset is 18; choose from 20, 17"):
+        GraphOptions(opset=18)
+    with pytest.raises(InputError, match="--opset is 18; choose from 20, 17"):
+        Job("acronym", None, opset=18)
+    assert "--opset 17" in write_command(Job("acronym", None, opset=17))
 
 
 def test_each_layer_has_its_own_head_count(tmp_path: Path) -> None:

@@ -13,12 +13,15 @@ import pytest
 
 from exporter.errors import UsageError
 from exporter.graph.metadata import SURGERY_KEY
+from exporter.job import plan
 from exporter.job.options import Job
 from exporter.outputs.manifest import Manifest
 from exporter.rewrite.replacements import Replacements
 from exporter.rewrite.surgery import Surgery
 from exporter.search import gradual, rounds
 from exporter.search.rules import Budget
+from exporter.tasks import SplitSizes
+from exporter.tasks.task import PATCHING
 
 FEW = ("--patching-prompts", "60", "--selection-prompts", "30", "--test-prompts", "20")
 
@@ -33,7 +36,6 @@ def model(make_checkpoint: Callable[..., Path]) -> Path:
 def healed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A healed circuit as file and bundle."""
     from exporter.job.run import run_job
-    from exporter.tasks import SplitSizes
 
     folder = tmp_path_factory.mktemp("healed")
     sizes = SplitSizes(patching=60, selection=30, test=20, ood=10)
@@ -128,6 +130,21 @@ def test_it_is_exported_again_in_another_form(model: Path, healed: Path, run: An
     alone.write_text(json.dumps(json.loads((healed / "m.json").read_text())["circuit"]))
     again = ("--task", "acronym", "--model", model, "--circuit", alone, "--out", tmp_path / "o.onnx")
     run.fails(3, "only its manifest says in which file its weights are", *again, *FEW)
+
+
+def test_its_means_are_of_as_many_prompts_as_its_search_had(
+    model: Path, healed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradual search of a built-in task draws more patching prompts than other jobs; so must the next export."""
+    monkeypatch.setattr(plan, "MOST_LESSONS", 300)
+    circuit = tmp_path / "c.json"
+    circuit.write_text(json.dumps({"heads": [[0, 1]], "mlps": [0]}))
+    shared: dict[str, Any] = {"model": str(model), "sizes": SplitSizes(selection=30, test=20, ood=10)}
+    searched = plan.prepare(Job("acronym", None, budget=Budget(max_params="10%"), **shared))
+    again = plan.prepare(Job("acronym", None, circuit=healed / "m.json", **shared))
+    assert again.data.parameters == searched.data.parameters and len(again.data.patching) == 300
+    assert plan.hash_sets(again.data) == plan.hash_sets(searched.data)
+    assert len(plan.prepare(Job("acronym", None, circuit=circuit, **shared)).data.patching) == PATCHING
 
 
 def test_another_export_in_its_place_takes_the_weights_along(

@@ -119,6 +119,8 @@ REST: dict[str, tuple[Any, ...]] = {
     "target": ("portable", "ort"),
     "external_data": (False, True),
     "guard": (False, True),
+    "opset": (20, 17),
+    "targets": ((), ("optimum",)),
     "mlps": (True, False),
     "ablation": (None, "mean", "zero"),
     "mean": (None, "position", "global"),
@@ -137,6 +139,8 @@ def draw_flags(core: dict[str, Any], draw: random.Random) -> dict[str, Any]:
             del flags[name]
         if flags["precision"] != "int8":
             del flags["scales"], flags["weights"]
+        if flags["outputs"] == "out":
+            del flags["targets"]
         if flags["outputs"] == "both":
             del flags["external_data"]
         if flags.get("ablation") == "zero" or flags.get("mean") == "global":

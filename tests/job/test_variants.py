@@ -17,6 +17,7 @@ from exporter.job.run import check_job, run_job
 from exporter.outputs.bundle import is_bundle
 from exporter.outputs.manifest import Manifest, hash_file
 from exporter.runtime.prompting import open_decoder
+from exporter.runtime.session import name_form
 from exporter.verify.figures import Served
 
 GRAPHS = ["onnx/model.onnx", "onnx/model_quantized.onnx", "onnx/model_fp16.onnx"]
@@ -90,6 +91,17 @@ def test_what_a_target_refuses_is_refused_before_a_search(
         with pytest.raises(InputError, match=r"^--for transformers-js picks tokens by their place"):
             act(job)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("align", "form"), [("left", "past"), ("right", "plain")])
+def test_what_is_for_optimum_keeps_a_past_where_it_can(align: str, form: str, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Optimum generates with a past unless it is told otherwise; means from the last token on do not fit one."""
+    job = make_job(folder, tmp_path, outputs="bundle", circuit=folder / f"position-{align}.json", targets=("optimum",))
+    manifest = run_job(job)
+    assert manifest is not None and name_form(manifest.onnx.inputs) == form
+    assert ("position_ids" in manifest.onnx.inputs) == (form == "past")
+    argument = "" if form == "past" else ", use_cache=False"
+    assert f"from_pretrained(folder{argument})" in (tmp_path / "b/README.md").read_text()
 
 
 def test_names_are_checked(folder: Path, tmp_path: Path) -> None:  # noqa: F811

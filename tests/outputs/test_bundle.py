@@ -44,9 +44,13 @@ def test_it_holds_all_that_its_manifest_names(form: Form, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("heads", [UNEVEN, ()])
-@pytest.mark.parametrize("form", ["plain", "masked", "past"])
-def test_its_script_is_15_lines_and_gives_our_tokens_alone(form: Form, heads: tuple, tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "b", form=form, heads=heads)
+@pytest.mark.parametrize(
+    ("form", "targets"), [("plain", ()), ("masked", ()), ("past", ()), ("past", ("optimum",))], ids=str
+)
+def test_its_script_is_15_lines_and_gives_our_tokens_alone(
+    form: Form, targets: tuple[str, ...], heads: tuple, tmp_path: Path
+) -> None:
+    bundle = make_bundle(tmp_path / "b", form=form, heads=heads, targets=targets)
     assert len((bundle.folder / "run.py").read_text().splitlines()) <= 15
     done = run_script(bundle.folder, to_text(PROMPT))
     expected = decode(bundle.rewritten, PROMPT, 19)  # the model's 24 positions end
@@ -186,7 +190,7 @@ def test_its_card_has_the_figures_and_how_to_run_it(tmp_path: Path) -> None:
     assert "license:" not in card and "not known to the exporter" in card
     assert "$" not in card
     even = (make_bundle(tmp_path / "c", heads=EVEN).folder / "README.md").read_text()
-    assert "from_pretrained(folder, use_cache=True)" in even
+    assert "ORTModelForCausalLM.from_pretrained(folder)" in even
     plain = (make_bundle(tmp_path / "d", form="plain").folder / "README.md").read_text()
     assert "use_cache=False" in plain and "genai" not in plain
     pinned = (make_bundle(tmp_path / "e", form="plain", ablation=Ablation()).folder / "README.md").read_text()

@@ -21,6 +21,7 @@ CASES = {
     "past": (GraphOptions(form="past", logits="last"), UNEVEN),
     "alike": (GraphOptions(form="past", logits="last"), EVEN),
     "none": (GraphOptions(form="past", logits="last"), ()),
+    "optimum": (GraphOptions(form="past", logits="last", optimum=True), UNEVEN),
 }
 
 

@@ -51,7 +51,7 @@ def read_texts(folder: Path) -> dict[str, list[int]]:
     stored = json.loads(read_metadata(folder / "out.onnx")[EXAMPLES_KEY])
     masks = stored["attention_mask"] or [[1] * len(ids) for ids in stored["input_ids"]]
     rows = [[t for t, real in zip(*row, strict=True) if real] for row in zip(stored["input_ids"], masks, strict=True)]
-    decode = open_decoder(folder / "out.onnx").tokenizer.decode
+    decode = open_decoder(folder / "out.onnx").reader.tokenizer.decode
     return {TEMPLATE.cut(decode(ids)): ids for ids in rows}
 
 
@@ -74,9 +74,9 @@ def test_a_text_and_its_whole_prompt_are_read_alike_by_every_command(exported: P
     labels, bundle = set(), exported / "bundle"
     for text, ids in read_texts(exported).items():
         alone, beside = open_decoder(exported / "out.onnx"), open_decoder(bundle)
-        assert (alone.framed, beside.framed) == (False, True)
+        assert (alone.reader.framed, beside.reader.framed) == (False, True)
         found = beside.classify(text)
-        for other in (beside.classify(TEMPLATE.fill(text)), alone.classify(alone.fill(text))):
+        for other in (beside.classify(TEMPLATE.fill(text)), alone.classify(alone.reader.fill(text))):
             assert other.prompt_ids == found.prompt_ids == ids and other.scores == pytest.approx(found.scores)
         labels.add(found.label)
     for arguments in ((text,), ("--text", text), (TEMPLATE.fill(text),)):
@@ -125,6 +125,26 @@ def test_a_file_without_a_template_takes_whole_prompts(
     run.fails(3, "no template to put around a text; give a whole prompt", "run", tmp_path / "b", "--text", "The")
     run.fails(2, "give a prompt, or --text .* one of the two", "run", tmp_path / "b")
     run.fails(2, "one of the two", "run", tmp_path / "b", "The", "--text", "The")
+
+
+def test_a_declared_template_travels_where_none_could_be_found(
+    tmp_path: Path, make_checkpoint: Callable[..., Path], run: Run
+) -> None:
+    (tmp_path / "c.json").write_text(CIRCUIT)
+    declared = "I heard that {text} It was"
+    run.succeeds(
+        "--task", write_task(tmp_path / "mine.jsonl", "I heard that {} It was"), "--template", declared,
+        "--model", make_checkpoint(), "--circuit", tmp_path / "c.json", "--logits", "classes",
+        "--bundle", tmp_path / "b", "--force",
+    )  # fmt: skip
+    manifest = Manifest.load(tmp_path / "b" / "model.json")
+    assert manifest.export.template == Template("I heard that ", " It was")
+    assert f"--template '{declared}'" in str(manifest.command)
+    whole = json.loads(run.succeeds("run", tmp_path / "b", "I heard that The meal was dull. It was", "--json"))
+    assert (
+        json.loads(run.succeeds("run", tmp_path / "b", "--text", "The meal was dull.", "--json"))["label"]
+        == whole["label"]
+    )
 
 
 def test_a_classifier_that_pipelines_pad_takes_a_mask(

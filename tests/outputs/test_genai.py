@@ -46,6 +46,13 @@ def test_it_gives_the_rewritten_models_tokens(family: str, heads: tuple[Head, ..
     assert ours.token_ids == expected
 
 
+@pytest.mark.parametrize("heads", [UNEVEN, ()], ids=["uneven", "none"])
+def test_it_runs_what_is_made_for_optimum(heads: tuple[Head, ...], tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", heads=heads, targets=["optimum", "genai"])
+    free = decode(bundle.rewritten, PROMPT, 11)
+    assert generate(bundle, max_length=16) == (free[: free.index(0)] if 0 in free else free)
+
+
 def test_it_stops_at_an_end_of_text(tmp_path: Path) -> None:
     model = make_dense()
     free = decode(make_bundle(tmp_path / "free", model=model).rewritten, PROMPT, 4)

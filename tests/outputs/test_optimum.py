@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from bundles import EVEN, UNEVEN, decode, make_bundle, to_text
 from tiny import VARIANTS, make_model, make_prompts
+from transformers import AutoTokenizer
 
 from exporter.circuit import Ablation, Circuit, Head
 from exporter.errors import InputError
@@ -72,8 +76,39 @@ def test_it_cannot_generate_with_layers_that_differ_and_the_card_says_so(tmp_pat
     with pytest.raises(Exception, match="Got invalid dimensions"):
         generate(bundle.folder, [3, 1, 4], 2, use_cache=True, use_io_binding=False)
     assert "Optimum cannot generate with it" in (bundle.folder / "README.md").read_text()
+    own = GraphOptions(form="past", logits="last")
     with pytest.raises(InputError, match="--for optimum makes the past of every layer alike"):
-        make_bundle(tmp_path / "c", form="past", heads=UNEVEN, targets=["optimum"])
+        make_bundle(tmp_path / "c", form="past", heads=UNEVEN, graph=own, targets=["optimum"])
+
+
+@contextmanager
+def record(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What Optimum and transformers warn of goes to `caplog`."""
+    loggers = [logging.getLogger(name) for name in ("optimum", "transformers")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("heads", [EVEN, UNEVEN, ()], ids=["alike", "unlike", "none"])
+@pytest.mark.parametrize("family", VARIANTS)
+def test_what_is_made_for_it_generates_without_an_argument_or_a_warning(
+    family: str, heads: tuple[Head, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Layers with unlike numbers of heads, or with none, and prompts of several lengths in a batch included."""
+    bundle, prompts = make_bundle(tmp_path / "b", family, heads=heads, targets=["optimum"]), ([3, 1, 4, 1, 5], [2, 6])
+    with record(caplog), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = ort_models.ORTModelForCausalLM.from_pretrained(bundle.folder)
+        tokenizer = AutoTokenizer.from_pretrained(bundle.folder)
+        inputs = tokenizer([to_text(prompt) for prompt in prompts], padding=True, return_tensors="pt")
+        found = model.generate(**inputs, max_new_tokens=5, eos_token_id=None)[:, 5:].tolist()
+    assert found == [decode(bundle.rewritten, prompt, 5) for prompt in prompts]
+    assert [entry.message for entry in caplog.records] == []
 
 
 def test_it_stops_by_itself_where_the_bundle_says(tmp_path: Path) -> None:
@@ -95,23 +130,20 @@ def test_a_prompt_as_long_as_the_model_knows_is_followed_by_one_token(form: Form
 
 
 @pytest.mark.parametrize(("form", "heads"), [("plain", UNEVEN), ("masked", UNEVEN), ("past", EVEN)])
-def test_it_loads_without_a_warning_but_for_positions(
+def test_what_is_not_made_for_it_loads_without_a_warning_but_for_positions(
     form: Form, heads: tuple[Head, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The graph counts positions by the mask; Optimum calls a model that does not ask for them a legacy one."""
-    bundle = make_bundle(tmp_path / "b", form=form, heads=heads, targets=["optimum"])
-    logging.getLogger("optimum").addHandler(caplog.handler)
-    try:
+    bundle = make_bundle(tmp_path / "b", form=form, heads=heads)
+    with record(caplog):
         ort_models.ORTModelForCausalLM.from_pretrained(bundle.folder, use_cache=form == "past")
-    finally:
-        logging.getLogger("optimum").removeHandler(caplog.handler)
     assert ["no `position_ids` input" in record.message for record in caplog.records] == [True]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
 @pytest.mark.parametrize("form", ["plain", "masked"])
 def test_a_classifier_runs_in_transformers_own_pipeline(form: Form, family: str, tmp_path: Path) -> None:
-    from transformers import AutoTokenizer, pipeline
+    from transformers import pipeline
 
     graph = GraphOptions(form=form, logits="classes", answer_ids=(7, 3, 5), labels=("seven", "three", "five"))
     bundle = make_bundle(tmp_path / "b", family, form, graph=graph, targets=["optimum"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bundles import make_bundle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from serving import ANSWERS, KNOWN, HeldEngine, write_bundle
@@ -24,10 +25,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from exporter.errors import InputError
+from exporter.graph.options import GraphOptions, Logits
 from exporter.runtime.session import open_session, run_logits
-from exporter.serve import bundle as bundles
 from exporter.serve.app import make_app
 from exporter.serve.settings import Settings
+from exporter.tasks.template import Template
 
 JSON = {"content-type": "application/json"}
 
@@ -91,18 +93,20 @@ def test_answers_are_named_where_the_graph_has_some_only(cut: Path) -> None:
     assert (said["guards"], said["form"], said["tokens"]) == (["in_vocabulary"], "plain", {"least": 1, "most": 24})
 
 
-def test_a_text_is_put_into_the_template_and_classes_have_labels(
-    cut: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = json.loads((cut / "model.json").read_text())
-    manifest["export"] |= {"template": {"prefix": "w1 ", "suffix": " w2"}, "labels": ["no", "yes", "both", "none"]}
-    monkeypatch.setattr(bundles, "_read_manifest", lambda _: manifest)
-    with TestClient(make_app(cut)) as client:
-        asked = [{"text": "w7 w8"}, {"prompt": "w1 w7 w8 w2"}]
-        first, second = (client.post("/v1/predict", json=one).json() for one in asked)
-    assert first == second
-    labels = {choice["token_id"]: choice["label"] for choice in first["predictions"][0]["choices"]}
-    assert labels == dict(zip(ANSWERS, ("no", "yes", "both", "none"), strict=True))
+@pytest.mark.parametrize("logits", ["classes", "answers"])
+def test_a_text_is_put_into_the_template_once(logits: Logits, tmp_path: Path) -> None:
+    """A classifier's tokenizer puts the template around a text itself; no request's prompt may have it twice."""
+    labels = ("no", "yes", "both", "none") if logits == "classes" else ()
+    graph = GraphOptions(form="masked", logits=logits, answer_ids=ANSWERS, labels=labels)
+    bundle = make_bundle(tmp_path / "b", form="masked", graph=graph, template=Template("w1 ", " w2"))
+    with TestClient(make_app(bundle.folder)) as client:
+        asked = [{"text": "w7 w8"}, {"prompt": "w1 w7 w8 w2"}, {"token_ids": [1, 7, 8, 2]}]
+        answers = [client.post("/v1/predict", json=one).json() for one in asked]
+        said = client.get("/v1/model").json()
+    assert answers == [answers[0]] * 3 and answers[0]["predictions"][0]["tokens"] == 4
+    assert (said["template"], said["labels"]) == ({"prefix": "w1 ", "suffix": " w2"}, list(labels))
+    named = {choice["token_id"]: choice["label"] for choice in answers[0]["predictions"][0]["choices"]}
+    assert named == dict(zip(ANSWERS, labels or [None] * 4, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_what_is_no_file_is_refused(run: Run, tmp_path: Path, make_checkpoint: C
         3, "cannot be read: File name too long; .* give another name", "--task", tmp_path / f"{'x' * 300}.jsonl", *rest
     )
     run.fails(2, "unknown task 'foo'; choose from .*, or give a .jsonl or .csv file", "--task", "foo", *rest)
-    run.fails(2, "has no parameter 'letters'; it takes none", "--task", "x.jsonl", "--letters", "3", *rest)
+    run.fails(2, "has no parameter 'letters'; it takes template", "--task", "x.jsonl", "--letters", "3", *rest)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tiny import VARIANTS, Case, all_heads, cases, edits, hook_surgery, make_mod
 from exporter.circuit import Ablation, Circuit
 from exporter.graph import export as onnx_export
 from exporter.graph.export import export_onnx
-from exporter.graph.options import GraphOptions
+from exporter.graph.options import OPSETS, GraphOptions
 from exporter.network.model import CircuitModel
 from exporter.rewrite.folds import FOLDS
 from exporter.rewrite.surgery import Surgery, operate, plan_surgery, rewrite_model, slice_model
@@ -27,7 +27,7 @@ from exporter.verify.exactness import verify_surgery
 from exporter.verify.oracle import hooked_logits
 
 
-def check_three_ways(case: Case, folder: Path) -> None:
+def check_three_ways(case: Case, folder: Path, *, opset: int = 20) -> None:
     """Hooked, rewritten and exported model agree at every position but padding."""
     circuit, path, prompts = case.circuit, folder / "circuit.onnx", case.prompts
     ids, mask = prompts.input_ids, prompts.mask
@@ -37,7 +37,7 @@ def check_three_ways(case: Case, folder: Path) -> None:
     logits = rewritten(ids, mask)
     assert_same_logits(logits[real], hooked)
     torch.testing.assert_close(rewritten.next_token_logits(ids, mask), logits[:, -1], rtol=1e-4, atol=1e-4)
-    export_onnx(rewritten, path, GraphOptions(form="plain" if mask is None else "masked"))
+    export_onnx(rewritten, path, GraphOptions(form="plain" if mask is None else "masked", opset=opset))
     onnx.checker.check_model(str(path), full_check=True)
     exported = run_logits(open_session(path, threads=1), ids.numpy(), None if mask is None else mask.numpy())
     assert exported.shape == logits.shape
@@ -50,7 +50,8 @@ def check_three_ways(case: Case, folder: Path) -> None:
 def test_hooked_rewritten_and_onnx_agree(
     family: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    check_three_ways(data.draw(cases(families=(family,))), tmp_path_factory.mktemp("export"))
+    case, opset = data.draw(cases(families=(family,))), data.draw(st.sampled_from(list(OPSETS)))
+    check_three_ways(case, tmp_path_factory.mktemp("export"), opset=opset)
 
 
 @settings(max_examples=examples(60))
@@ -65,17 +66,26 @@ def test_they_agree_on_prompts_of_several_lengths(case: Case, tmp_path_factory: 
 def test_a_model_with_past_agrees_in_one_call_and_token_by_token(
     family: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Uneven heads by layer, layers without attention, none at all, padding: whatever `cases` draws."""
+    """Uneven heads by layer, layers without attention, none at all, padding: whatever `cases` draws.
+
+    Also with the inputs that Optimum makes, where every layer keeps as many heads.
+    """
     case = data.draw(cases(families=(family,), padded=None))
     circuit = realign(case.circuit, "left")
     path, prompts = tmp_path_factory.mktemp("past") / "circuit.onnx", case.prompts
     ids, mask = prompts.input_ids, prompts.mask
     real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
     hooked = hooked_logits(case.model, hook_surgery(case.model, circuit, case.patching), ids, mask)[real]
-    description = export_onnx(rewrite_model(case.model, circuit, case.patching), path, GraphOptions(form="past"))
+    options = GraphOptions(
+        form="past", optimum=data.draw(st.booleans()), opset=data.draw(st.sampled_from(list(OPSETS)))
+    )
+    description = export_onnx(rewrite_model(case.model, circuit, case.patching), path, options)
     onnx.checker.check_model(str(path), full_check=True)
     layers = sorted({head.layer for head in circuit.heads})
-    assert len(description.inputs) == len(description.outputs) + 1 == 2 + 2 * len(layers)
+    assert len(description.outputs) == 1 + 2 * (max(1, len(layers)) if options.optimum else len(layers))
+    assert len(description.inputs) == len(description.outputs) + (2 if options.optimum else 1)
+    kept = {shape[1] for name, shape in description.inputs.items() if name.startswith("past_key_values.")}
+    assert len(kept) == 1 or not options.optimum
     session, arrays = open_session(path, threads=1), (ids.numpy(), None if mask is None else mask.numpy())
     assert read_form(session) == "past"
     for logits in (run_logits(session, *arrays), run_in_steps(session, *arrays, single=data.draw(st.integers(0, 4)))):

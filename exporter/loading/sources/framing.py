@@ -27,8 +27,11 @@ def frame_tokenizer(backend: Tokenizer, template: Template, readings: Readings) 
     """A copy of a settled tokenizer that reads a text as it reads the template filled with it; None where none does.
 
     `readings` must fit the template. White space behind a text is taken away. Where tokens begin with the space before
-    them, that of the prefix is put before the text instead.
+    them, that of the prefix is put before the text instead. A template with nothing after the text has no frame:
+    `is_framed` would not know it.
     """
+    if not template.suffix:
+        return None
     texts = [(template.cut(prompt), list(ids)) for prompt, ids in readings]
     for variant in _vary(backend, template):
         if texts and (frame := _find_frame(variant, texts)) is not None:

@@ -47,7 +47,7 @@ static OrtValue *tensor(OrtMemoryInfo *memory, void *data, const int64_t *shape,
 }
 
 int main(int argc, char **argv) {
-  static int64_t ids[LONGEST]$mask;
+  static int64_t ids[LONGEST]$arrays;
   int n = argc - 2;
   if (n < LEAST || n > LONGEST) return fprintf(stderr, "the prompt has %d tokens, not $allowed\\n", n < 0 ? 0 : n), 1;
   for (int i = 0; i < n; i++) {
@@ -132,7 +132,7 @@ def render_program(shape: BundleShape, *, table: bool) -> str:
     """run.c; with `table` it prints a line of it, else the token's id."""
     outputs = shape.manifest.onnx.outputs
     guards = [name for name in GUARDS if name in outputs]
-    masked, export = shape.form != "plain", shape.manifest.export
+    masked, positions, export = shape.form != "plain", "position_ids" in shape.inputs, shape.manifest.export
     return _PROGRAM.substitute(
         least=shape.max_length if shape.pinned else 1,
         longest=shape.max_length,
@@ -140,8 +140,8 @@ def render_program(shape: BundleShape, *, table: bool) -> str:
         width=outputs["logits"][-1],
         outputs=", ".join(map(json.dumps, ["logits", *guards])),
         refusals=", ".join(["NULL", *(json.dumps(GUARDS[name]) for name in guards)]),
-        mask=", mask[LONGEST]" if masked else "",
-        mark="\n    mask[i] = 1;" if masked else "",
+        arrays=(", mask[LONGEST]" if masked else "") + (", positions[LONGEST]" if positions else ""),
+        mark=("\n    mask[i] = 1;" if masked else "") + ("\n    positions[i] = i;" if positions else ""),
         api=_API,
         model=MODEL,
         feeds=_render_feeds(shape.inputs, precision=export.precision),
@@ -153,7 +153,8 @@ def render_program(shape: BundleShape, *, table: bool) -> str:
 def _render_feeds(inputs: dict[str, list[str | int]], *, precision: str) -> str:
     """The arrays `inputs` and `feeds`: ids, mask, and an empty past, whose shapes differ by their heads."""
     kind = {"fp16": "FLOAT16", "bf16": "BFLOAT16"}.get(precision, "FLOAT")
-    arrays, shapes, values = {"input_ids": "ids", "attention_mask": "mask"}, {}, []
+    arrays = {"input_ids": "ids", "attention_mask": "mask", "position_ids": "positions"}
+    shapes, values = {}, []
     for name, dims in inputs.items():
         if name in arrays:
             values.append(f"tensor(memory, {arrays[name]}, shape, 2, {_TYPE}_INT64)")

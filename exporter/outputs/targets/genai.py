@@ -16,10 +16,10 @@ def write_genai(shape: BundleShape) -> Contents:
 
 def refuse_genai(shape: BundleShape) -> str | None:
     """It takes models that keep a past and give logits of all tokens."""
-    if shape.form != "past":
-        return "needs keys and values of earlier calls; give --with-past"
     if shape.manifest.export.logits not in ("all", "last"):
         return f"needs logits of the whole vocabulary; leave --logits {shape.manifest.export.logits} out"
+    if shape.form != "past":
+        return "needs keys and values of earlier calls; give --with-past"
     return None
 
 
@@ -36,7 +36,7 @@ def make_genai_config(shape: BundleShape) -> dict[str, Any]:
         "num_attention_heads": config.num_attention_heads,
         "num_hidden_layers": len(shape.kv_heads),
         "num_key_value_heads": max(shape.kv_heads, default=1),
-        "inputs": {"input_ids": "input_ids", "attention_mask": "attention_mask", **names},
+        "inputs": {**{name: name for name in shape.inputs if "past" not in name}, **names},
         "outputs": {"logits": "logits", **presents},
     }
     pad, first = shape.pad_id(), shape.keep_id(config.bos_token_id)

@@ -107,7 +107,7 @@ def refuse_optimum(shape: BundleShape) -> str | None:
         return "takes each logit for the token of its number; leave --logits answers out, or give --logits classes"
     if len(set(shape.kv_heads)) > 1:
         counts = ", ".join(map(str, shape.kv_heads))
-        return f"makes the past of every layer alike, and these have {counts} heads; leave --with-past out"
+        return f"makes the past of every layer alike, and these have {counts} heads; give --for optimum"
     return None
 
 
@@ -118,11 +118,15 @@ def describe_optimum(shape: BundleShape) -> str:
     if reason := refuse_optimum(shape):
         return f"Optimum cannot generate with it: it {reason}."
     use_cache = bool(shape.kv_heads)  # Optimum takes it from the call alone, whatever the files say
+    asked = "" if use_cache else ", use_cache=False"
     length = "; it generates one token." if shape.pinned else "."
-    return (
-        f"With Optimum: `ORTModelForCausalLM.from_pretrained(folder, use_cache={use_cache})`{length} It speaks of a "
-        "legacy model, because the graph counts positions by the mask, and takes no `position_ids`; no answer changes."
+    legacy = (
+        ""
+        if "position_ids" in shape.inputs
+        else " It speaks of a legacy model, because the graph counts positions by the mask, and takes no "
+        "`position_ids`; no answer changes."
     )
+    return f"With Optimum: `ORTModelForCausalLM.from_pretrained(folder{asked})`{length}{legacy}"
 
 
 OPTIMUM = BundleTarget(write_optimum, refuse=refuse_optimum, describe=describe_optimum)

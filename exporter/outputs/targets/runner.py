@@ -34,7 +34,7 @@ _CHECK = 'if not $least <= len(ids) <= $longest: sys.exit(f"the prompt has {len(
 _PAST = """\
 past = {i.name: np.zeros((1, i.shape[1], 0, i.shape[3]), np.float32) for i in model.get_inputs() if "past" in i.name}
 for _ in range(min(20, $longest + 1 - len(ids))):
-    feeds = {"input_ids": np.array([new]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    feeds = {"input_ids": np.array([new]), "attention_mask": np.ones((1, len(ids)), np.int64)$positions}
     out = dict(zip((o.name for o in model.get_outputs()), model.run(None, feeds | past)))
 ${guarded}    past, new = {name: out[name.replace("past_key_values", "present")] for name in past}, [$token]
     ids = ids + new
@@ -64,6 +64,7 @@ def write_runner(shape: BundleShape) -> Contents:
         stop_ids=shape.stop_ids,
         pinned=shape.pinned,
         keeps_past=bool(shape.kv_heads),
+        positions="position_ids" in shape.inputs,
         answers="answer_token_ids" in outputs,
         guards=[name for name in GUARDS if name in outputs],
         labels=shape.manifest.export.labels,
@@ -80,6 +81,7 @@ def render_runner(
     stop_ids: Sequence[int],
     pinned: bool,
     keeps_past: bool = True,
+    positions: bool = False,
     answers: bool = False,
     guards: Sequence[str] = (),
     labels: Sequence[str] = (),
@@ -89,9 +91,10 @@ def render_runner(
     """The script.
 
     `longest` is how many tokens the model takes at most, `pinned` whether always so many; `keeps_past` whether a model
-    with past has an attention left to keep one for; `answers` whether its logits are those of some tokens alone;
-    `guards` are outputs that are false for a prompt that it was not made for; `labels` are a classifier's classes;
-    `template` is the text around a user's in each prompt, which the tokenizer adds where it is `framed`.
+    with past has an attention left to keep one for, and `positions` whether it asks for position_ids; `answers` whether
+    its logits are those of some tokens alone; `guards` are outputs that are false for a prompt that it was not made
+    for; `labels` are a classifier's classes; `template` is the text around a user's in each prompt, which the tokenizer
+    adds where it is `framed`.
     """
     token = 'int(out["logits"][0, -1].argmax())'
     feeds = '"input_ids": np.array([ids])'
@@ -115,6 +118,7 @@ def render_runner(
         least=longest if pinned else 1,
         allowed=longest if pinned else f"1 to {longest}",
         feeds=feeds,
+        positions=', "position_ids": np.arange(len(ids))[None, -len(new):]' if positions else "",
         token=f'int(out["answer_token_ids"][{token}])' if answers else token,
         guarded="".join(_check_guard(name, generates=not labels) for name in guards),
         stop_ids=tuple(stop_ids),

@@ -24,6 +24,7 @@ class GraphFile:
     and where that has no scales for scales by token. weights: the name of its external data, in which `{name}` is the
     file's own name without folders; None keeps the name that it has. padded: its prompts differ in length, so that a
     graph without a mask gets one; and a classifier gets no keys and values of earlier calls, since it has only one.
+    No other target's graph has inputs as Optimum makes them, see `GraphOptions.optimum`.
     Where the bundle's own file is what is wanted, it is linked or copied; any other is exported. Where `optional`, a
     file in reduced precision that answers otherwise than the circuit is left out, with a note.
     """
@@ -47,7 +48,7 @@ class GraphFile:
         scales = (self.scales or known) if precision == "int8" else "tensor"
         in_fp32 = own.in_fp32 if precision == own.precision else ()
         numbers = replace(own, precision=precision, scales=scales, in_fp32=in_fp32)
-        return replace(numbers, form=form, length=length, opening=opening)
+        return replace(numbers, form=form, length=length, opening=opening, optimum=False)
 
     @property
     def weights_name(self) -> str | None:
