@@ -3,7 +3,8 @@
 The folder holds task files (.jsonl, .csv) made of data that others have published, which is not ours to hand on: no
 sentence of it is written anywhere. What is stored in benchmarks/results/public.json is a list of figures, taken one by
 one out of manifest and comparison; the table goes into docs/compare.md. `--lines N` learns from that many patching
-lines only; both are rows of their own. What is stored of other files, models and lines stays.
+lines only; both are rows of their own. What is stored of other files, models and lines stays. `--jobs FOLDER` takes
+<task>.json, which the main job left there with the options below, instead of running it again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--lines", type=int, help="patching lines to learn from (default: all)")
     parser.add_argument("--test-prompts", type=int, default=1000, help="at most")
     parser.add_argument("--baselines", default=",".join(BASELINES), help="contestants of export-circuit compare")
+    parser.add_argument("--jobs", type=Path, help="a folder of manifests")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
     given = parser.parse_args()
@@ -46,7 +48,7 @@ def main() -> None:
     stored: list[dict[str, Any]] = json.loads(given.results.read_text()) if given.results.exists() else []
     for path in files:
         key = {"task": path.name, "model": Path(given.model).name, "lines": given.lines}
-        run = measure(path, given.model, given.lines, given.test_prompts, given.baselines.split(","))
+        run = measure(path, given.model, given.lines, given.test_prompts, given.baselines.split(","), given.jobs)
         made = {"machine": describe_machine(), "date": datetime.date.today().isoformat()}
         stored = [other for other in stored if other["key"] != key] + [{"key": key, **made, **run}]
         stored.sort(key=lambda other: [str(value) for value in other["key"].values()])
@@ -55,13 +57,18 @@ def main() -> None:
     write_between(given.page, START, END, render_table(stored))
 
 
-def measure(path: Path, model: str, lines: int | None, n_test: int, baselines: list[str]) -> dict[str, Any]:
+def measure(
+    path: Path, model: str, lines: int | None, n_test: int, baselines: list[str], jobs: Path | None
+) -> dict[str, Any]:
     """One file's figures: of the job, and of each baseline on the same prompts."""
     sizes = SplitSizes(patching=lines, test=n_test)
     options = [*OPTIONS, "--test-prompts", str(n_test)]
     options += [] if lines is None else ["--patching-prompts", str(lines)]
-    with tempfile.TemporaryDirectory() as folder:
-        manifest = run_task(model, str(path), options, Path(folder))
+    if jobs is None:
+        with tempfile.TemporaryDirectory() as folder:
+            manifest = run_task(model, str(path), options, Path(folder))
+    else:
+        manifest = json.loads((jobs / f"{path.stem}.json").read_text(encoding="utf-8"))
     compared = run_comparison(CompareOptions(str(path), model, tuple(baselines), prompts=sizes))
     if manifest["task"]["sha256"] != compared.key["prompts"]:
         raise SystemExit(f"{path.name}: the job and its baselines had other prompts; report this")
@@ -85,8 +92,8 @@ def pick_figures(manifest: dict[str, Any]) -> dict[str, Any]:
         "latency": manifest["latency"],
         "file_bytes": max(file["bytes"] for file in manifest["files"].values()),
         "versions": manifest["versions"],
-        "wall_seconds": manifest["wall_seconds"],
-        "peak_rss_gib": manifest["peak_rss_gib"],
+        "wall_seconds": manifest.get("wall_seconds"),  # not known of a job that was run before
+        "peak_rss_gib": manifest.get("peak_rss_gib"),
     }
 
 

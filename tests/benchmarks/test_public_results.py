@@ -68,6 +68,10 @@ def test_only_figures_are_stored(start: Callable[..., Any], tmp_path: Path, monk
     assert page.count("50.0 (0.25 ms)") == 1  # the svm; the dense model has a column already
     runs, page = start("--model", tmp_path / "data")
     assert [run["key"]["model"] for run in runs] == ["data", "smollm2"] and page.count("| mine, ") == 2
+    (tmp_path / "mine.json").write_text(json.dumps({k: v for k, v in manifest.items() if k != "wall_seconds"}))
+    n_asked = len(asked)
+    (done, _), _ = start("--jobs", tmp_path, "--model", tmp_path / "data")
+    assert len(asked) == n_asked + 1 and done["job"] == runs[0]["job"] | {"wall_seconds": None}  # compared alone
     for text in (page, (tmp_path / "public.json").read_text()):
         assert SECRET not in text and str(tmp_path) not in text and "copy" not in text
 
