@@ -26,7 +26,7 @@ from exporter.network.model import CircuitModel
 from exporter.outputs import bundle as outputs
 from exporter.outputs.manifest import Manifest, hash_file
 from exporter.rewrite.surgery import rewrite_model
-from exporter.runtime.prompting import _read_stop_ids, _read_tokenizer
+from exporter.runtime.prompting import _read_stop_ids, _take_backend
 from exporter.tasks import SplitSizes, load_task
 
 SMALL = ("--patching-prompts", "20", "--selection-prompts", "1", "--test-prompts", "20")
@@ -151,7 +151,7 @@ def test_run_reads_an_older_tokenizer_of_the_dense_model(exported: Path, tmp_pat
     (old / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
     (old / "config.json").write_text(json.dumps({"model_type": "gpt2", "eos_token_id": 50256}))
     (old / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    assert _read_tokenizer(old).encode(PROMPT).ids == before
+    assert _take_backend(old).encode(PROMPT).ids == before
     assert _read_stop_ids(old) == [50256]
 
 

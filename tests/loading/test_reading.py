@@ -18,7 +18,7 @@ from exporter.circuit import Ablation
 from exporter.errors import InputError
 from exporter.loading.sources.reading import check_reading, find_lead, read_prompt, read_tokenizer
 from exporter.loading.sources.tokenizer import load_tokenizer, save_tokenizer
-from exporter.runtime.prompting import _read_tokenizer
+from exporter.runtime.prompting import _take_backend
 
 TEXTS = ("the cat sits", " the cat sits", "cat", "the  cat\n", "dog é", "<s> the cat", "", "a<|end|>the")
 ANY = SimpleNamespace(vocab_size=10**9)
@@ -102,7 +102,7 @@ def test_every_reader_gives_the_same_tokens(name: str, tmp_path: Path) -> None:
     readers = {
         "search": lambda text: [*lead, *searched.encode(text, add_special_tokens=False)],
         "again": lambda text: searched.encode(text),
-        "run on an ONNX file": lambda text: _read_tokenizer(folder).encode(text).ids,
+        "run on an ONNX file": lambda text: _take_backend(folder).encode(text).ids,
         "run on a bundle": lambda text: read_prompt(read_tokenizer(tmp_path / "b" / "tokenizer.json"), text)[0],
         "run.py": lambda text: alone.encode(text).ids,
         "transformers": AutoTokenizer.from_pretrained(tmp_path / "b").encode,
