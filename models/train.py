@@ -61,16 +61,23 @@ def build_model(recipe: Recipe, tokenizer: Any) -> GPT2LMHeadModel:
     return model
 
 
-def freeze_other_words(model: GPT2LMHeadModel, trained: list[int]) -> None:
-    """Let only these tokens' embeddings learn.
+def share_gradients(model: GPT2LMHeadModel, shapes: list[str], own: list[int]) -> None:
+    """Let the embeddings of all tokens of one shape learn as one, and only these tokens' each for itself.
 
-    All others keep their random ones. What the model learns to do with a name it then does with any name: a trained
-    embedding would tell the names of the training set from those never seen, whose logits only ever sink.
+    A token keeps its random vector and gets what all of its shape get (such as capitalised words behind a space).
+    What the model learns to do with a name it then does with any name, and a word never seen looks like a word, not
+    like a name: an embedding of its own would tell names of the training set from others, whose logits only ever sink.
     """
-    weight = model.transformer.wte.weight
-    mask = torch.zeros(len(weight), 1)
-    mask[trained] = 1
-    weight.register_hook(lambda gradient: gradient * mask)
+    groups = {shape: index for index, shape in enumerate(sorted(set(shapes)))}
+    group = torch.tensor([groups[shape] for shape in shapes])  # (token,)
+    group[own] = len(groups) + torch.arange(len(own))
+    sizes = group.bincount()[:, None].float()  # (group, 1)
+
+    def average(gradient: Tensor) -> Tensor:
+        sums = gradient.new_zeros(len(sizes), gradient.shape[1]).index_add_(0, group, gradient)
+        return (sums / sizes.clamp(min=1))[group]
+
+    model.transformer.wte.weight.register_hook(average)
 
 
 def compute_loss(model: GPT2LMHeadModel, batch: Batch, year_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +113,7 @@ def make_optimizers(recipe: Recipe, model: GPT2LMHeadModel) -> dict[str, torch.o
         "muon": torch.optim.Muon(
             matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
         ),
-        "adam": torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        "adam": torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-12, weight_decay=0.0),
     }
 
 
@@ -158,7 +165,7 @@ def train(recipe: Recipe, run: Path, out: Path) -> None:
     """Run the recipe to its end, from the last saved step."""
     tokenizer = AutoTokenizer.from_pretrained(HERE / "bundled")
     data, model = TrainingData(tokenizer), build_model(recipe, tokenizer)
-    freeze_other_words(model, data.list_frame_tokens())
+    share_gradients(model, data.shapes, data.list_frame_tokens())
     optimizers = make_optimizers(recipe, model)
     run.parent.mkdir(parents=True, exist_ok=True)
     start, begun = load_run(run, model, optimizers, recipe), time.perf_counter()
