@@ -173,7 +173,7 @@ class TrainingData:
             f"{noun} {start} {{century}}{{year}}{'' if end[0] == ',' else ' '}{end} {{century}}"
             for noun, start, end in itertools.product(YEAR_NOUNS, YEAR_STARTS, YEAR_ENDS)
         ]
-        self._years = [Template(tokenizer, wording) for wording in (*YEAR_WORDINGS, *spans)]
+        self._years = [t for w in (*YEAR_WORDINGS, *spans) if _count_tokens(t := Template(tokenizer, w)) <= LENGTH]
         self._openers = [tuple(tokenizer.encode(opener, add_special_tokens=False)) for opener in ACRONYM_OPENERS]
         self._brackets = [one(f" {bracket}") for bracket in ACRONYM_BRACKETS]
 
