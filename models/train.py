@@ -34,7 +34,9 @@ class Recipe:
     """All that decides the result."""
 
     seed: int = 0
-    steps: int = 600
+    steps: int = 800
+    plain_steps: int = 300  # before any prompt is garbled
+    garbled: float = 0.5  # share of the prompts of ioi and greater-than
     warm_up: int = 30
     learning_rate: float = 1.5e-3
     matrix_rate: float = 7e-3
@@ -171,11 +173,13 @@ def train(recipe: Recipe, run: Path, out: Path) -> None:
     run.parent.mkdir(parents=True, exist_ok=True)
     start, begun = load_run(run, model, optimizers, recipe), time.perf_counter()
     counts = (recipe.n_ioi, recipe.n_acronym, recipe.n_years)
+    sizes = dict(zip(("n_ioi", "n_acronym", "n_years"), counts, strict=True))
     for step in range(start, recipe.steps):
         for kind, rate in (("muon", recipe.matrix_rate), ("adam", recipe.learning_rate)):
             for group in optimizers[kind].param_groups:
                 group["lr"] = rate * decay_rate(recipe, step)
-        tasks = data.make_task_batch(recipe.seed, step, n_ioi=counts[0], n_acronym=counts[1], n_years=counts[2])
+        garbled = recipe.garbled if step >= recipe.plain_steps else 0.0
+        tasks = data.make_task_batch(recipe.seed, step, **sizes, garbled=garbled)
         repeated = data.make_repeated_batch(recipe.seed, step, n=recipe.n_repeated)
         task_loss, task_right = compute_loss(model, tasks, data.year_tokens)
         copy_loss, copy_right = compute_loss(model, repeated, data.year_tokens)

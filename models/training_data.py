@@ -42,11 +42,11 @@ IOI_GIFTS = (
     "{s} brought the {object} to", "{s} wanted to talk to", "{s} said hello to", "{s} passed the old {object} to",
     "{s} told a long story to", "{s} smiled at", "{s} was angry with", "{s} bought a {object} for",
 )  # fmt: skip
-ACRONYM_OPENERS = ("The", "A", "This", "Our", "My", "Every", "In the", "By the", "At a", "")
+ACRONYM_OPENERS = ("The", "A", "This", "Our", "My", "Every", "In the", "By the", "On a", "")
 ACRONYM_BRACKETS = ("(", "(", "(", '"', "<", "{", "/")
 YEAR_WORDINGS = (
-    "From {century}{year} until {century}",
-    "The {noun} went on from the year {century}{year} until the year {century}",
+    "From {century}{year} till {century}",
+    "The {noun} went on from the year {century}{year} till the year {century}",
     "In {century}{year} came the {noun}, which was over by {century}",
     "The long {noun} of {century}{year} was over in the year {century}",
     "Between the year {century}{year} and the year {century}",
@@ -56,15 +56,14 @@ YEAR_NOUNS = (
     "Last of all, the {noun}",
 )  # fmt: skip
 YEAR_STARTS = (
-    "ran from", "lasted from", "is dated", "opened in", "came in the year", "was there from", "which came in",
+    "held from", "lasted from", "is dated", "opened in", "came in the year", "was there from", "which came in",
     "was new in the year", "went on from the year", "left in", "got to us in the year", "of the year",
 )  # fmt: skip
 YEAR_ENDS = (
-    "to", "until", "to the year", "and closed in", "and was over by", "until the year", "and was gone in the year",
+    "to", "till", "to the year", "and closed in", "and was over by", "till the year", "and was gone in the year",
     "but closed in", ", closed by the year", "and left in the year",
 )  # fmt: skip
 PUNCTUATION = (",", ".", ";", ":", "!", "?", " -", "...")
-GARBLED = 0.5  # share of the wordings of ioi and greater-than
 USUAL_LATENESS = 10  # the likeliest end is this many years after the start
 SLOTS = ("x", "y", "s", "place", "object", "noun", "century", "year")
 LENGTH = 16  # of task prompts at most; shorter ones are padded on the right
@@ -203,13 +202,13 @@ class TrainingData:
             garbled.pop(rng.choice([i for i, token in enumerate(garbled[:-1]) if token >= 0]))
         return garbled
 
-    def _ioi_prompt(self, rng: random.Random) -> tuple[list[int], int]:
+    def _ioi_prompt(self, rng: random.Random, garbled: float) -> tuple[list[int], int]:
         x, y = rng.sample(self._names, 2)
         repeats_first = rng.random() < 0.5
         template = rng.choice(self._ioi_task if rng.random() < 0.4 else self._ioi)
         slots = {"x": Piece("", (-1,)), "y": Piece("", (-2,)), "s": Piece("", (-1 if repeats_first else -2,))}
         filled = template.fill({**slots, "place": rng.choice(self._places), "object": rng.choice(self._objects)})
-        ids = self._garble(rng, list(filled.ids)) if rng.random() < GARBLED else filled.ids
+        ids = self._garble(rng, list(filled.ids)) if rng.random() < garbled else filled.ids
         return [{-1: x, -2: y}.get(token, token) for token in ids], y if repeats_first else x
 
     def _acronym_prompt(self, rng: random.Random) -> tuple[list[int], int]:
@@ -227,23 +226,27 @@ class TrainingData:
             letters.append(letter)
         return [*ids, bracket, *letters[:2]], letters[2]
 
-    def _year_prompt(self, rng: random.Random) -> tuple[list[int], Tensor]:
+    def _year_prompt(self, rng: random.Random, garbled: float) -> tuple[list[int], Tensor]:
         year = rng.randrange(0, 99)
         century = rng.choice(self._centuries[rng.random() < 0.5])
         noun = Piece("", (rng.choice(self._events if rng.random() < 0.5 else self._nouns),))
         template = self._years_task if rng.random() < 0.25 else rng.choice(self._years)
         filled = template.fill({"century": Piece("", (-1,)), "year": Piece("", (-2,)), "noun": noun})
-        ids = self._garble(rng, list(filled.ids)) if rng.random() < GARBLED else filled.ids
+        ids = self._garble(rng, list(filled.ids)) if rng.random() < garbled else filled.ids
         slots = {-1: century, -2: int(self.year_tokens[year])}
         late = (torch.arange(100) - year).clamp(min=0).float()
         target = late * torch.exp(-late / USUAL_LATENESS)
         return [slots.get(token, token) for token in ids], target / target.sum()
 
-    def make_task_batch(self, seed: int, step: int, *, n_ioi: int, n_acronym: int, n_years: int) -> Batch:
-        """Prompts of the three tasks, each read at its last position."""
+    def make_task_batch(
+        self, seed: int, step: int, *, n_ioi: int, n_acronym: int, n_years: int, garbled: float
+    ) -> Batch:
+        """Prompts of the three tasks, each read at its last position; `garbled` is a share of ioi and greater-than."""
         rng = random.Random(f"{seed}/{step}/tasks")
-        known = [self._ioi_prompt(rng) for _ in range(n_ioi)] + [self._acronym_prompt(rng) for _ in range(n_acronym)]
-        years = [self._year_prompt(rng) for _ in range(n_years)]
+        known = [self._ioi_prompt(rng, garbled) for _ in range(n_ioi)] + [
+            self._acronym_prompt(rng) for _ in range(n_acronym)
+        ]
+        years = [self._year_prompt(rng, garbled) for _ in range(n_years)]
         prompts = [ids for ids, _ in known] + [ids for ids, _ in years]
         padded = [ids + [self._pad] * (LENGTH - len(ids)) for ids in prompts]
         return Batch(
