@@ -35,6 +35,34 @@ IOI_MEETINGS = (
     "{x} called {y} from the {place}", "{x} and {y} found a {object}", "both {x} and {y} came in",
     "{x} danced with {y}", "{x} or {y} had to pay", "{x}, like {y}, waited by the {place}",
 )  # fmt: skip
+IOI_PLACES_FIRST = (
+    "In the {place},", "Near the {place},", "Outside the {place},", "Inside the {place},", "Behind the {place},",
+    "By the {place},", "From the {place},", "On the way to the {place},", "Not far from the {place},",
+    "In this {place}", "Around the old {place}", "There is a {place}, and", "This {place} was full, but",
+    "The {place} was quiet, and",
+)  # fmt: skip
+IOI_PAIRS = (
+    "{x} and {y} met", "{x} and {y} had lunch", "{x} and {y} danced all night", "{x} and {y} sat down", "{x} saw {y}",
+    "{x} helped {y}", "{x} came across {y}", "{x} bumped against {y}", "{x} looked up at {y}", "{x} walked past {y}",
+    "{x} sat down beside {y}", "{x} waited for {y}", "{x} stood behind {y}", "{x} talked with {y}",
+    "{x}, with {y}, sang", "{x} fell over {y}", "{x} got away from {y}", "both {x} and {y} came in",
+    "{x} told {y} a story",
+)  # fmt: skip
+IOI_SUBJECTS = (
+    "The {place} is the one which {x} and {y} liked", "The {place} is what {x} and {y} looked for",
+    "The {place} which {x} and {y} had found", "The {place} is why {x} and {y} fought",
+    "This {place} pleased {x} and {y}", "The {place} opened as {x} and {y} came", "The {place} was new to {x} and {y}",
+    "A {place} made {x} laugh about {y}", "The {place} was not what {x} or {y} wanted",
+    "Our {place} was closed while {x} and {y} slept", "The {place} is how {x} came across {y}",
+    "My {place} was full of people for {x} and {y}",
+)  # fmt: skip
+IOI_LINKS = (" when", " because", " while", " as", " till", " once", " after", ",", ".", " and", ", and", " but")
+IOI_LATE_GIFTS = (
+    "{s} quickly gave a {object} to", "{s} gladly sold a {object} to", "{s} never brought the {object} to",
+    "{s} soon sent a {object} to", "{s} at last offered a {object} to", "{s} later showed a {object} to",
+    "{s} left a {object} for", "{s} pulled a {object} from", "{s} sang to", "{s} paid",
+    "{s} carried a {object} over to",
+)  # fmt: skip
 IOI_JOINTS = (",", ".", ", and", ". Then", ". Later", ";", ", but", ". Soon")
 IOI_GIFTS = (
     "{s} gave a {object} to", "{s} gave a new {object} to", "{s} gave a {object} back to", "{s} offered a {object} to",
@@ -66,6 +94,7 @@ YEAR_ENDS = (
 PUNCTUATION = (",", ".", ";", ":", "!", "?", " -", "...")
 USUAL_LATENESS = 10  # the likeliest end is this many years after the start
 SLOTS = ("x", "y", "s", "place", "object", "noun", "century", "year")
+MOST_COMPOSED = 4000  # ioi wordings of one kind
 LENGTH = 16  # of task prompts at most; shorter ones are padded on the right
 REPEATED_LENGTH = 32
 LONGEST_PERIOD = 12
@@ -160,12 +189,13 @@ class TrainingData:
         self._places = [Piece("", (one(f" {word}"),)) for word in read_words("places")]
         self._objects = [Piece("", (one(f" {word}"),)) for word in read_words("objects")]
         self._events = [one(f" {word}") for word in read_words("events")]
-        composed = [
-            f"{opener} {meeting}{joint} {gift}"
-            for opener, meeting, joint, gift in itertools.product(IOI_OPENERS, IOI_MEETINGS, IOI_JOINTS, IOI_GIFTS)
+        pairs = [f"{place} {pair}" for place, pair in itertools.product(IOI_PLACES_FIRST, IOI_PAIRS)]
+        names_first = [f"{opener} {meeting}" for opener, meeting in itertools.product(IOI_OPENERS, IOI_MEETINGS)]
+        gifts, links = IOI_GIFTS + IOI_LATE_GIFTS, IOI_JOINTS + IOI_LINKS
+        self._ioi = [
+            [t for w in _compose(starts, joints, gifts) if _count_tokens(t := Template(tokenizer, w)) <= LENGTH]
+            for starts, joints in ((names_first, IOI_JOINTS), (pairs, links), (list(IOI_SUBJECTS), links))
         ]
-        random.Random(0).shuffle(composed)
-        self._ioi = [t for wording in composed[:4000] if _count_tokens(t := Template(tokenizer, wording)) <= LENGTH]
         self._ioi_task = [Template(tokenizer, wording) for wording in ioi.WORDINGS]
         self._years_task = Template(tokenizer, greater_than.WORDING)
         spans = [
@@ -180,7 +210,7 @@ class TrainingData:
         """Tokens with a meaning of their own: years, letters, and all that the wordings say between their slots."""
         tokens = {self._pad, *self.year_tokens.tolist(), *self._brackets}
         tokens.update(itertools.chain(*self._capitals), itertools.chain(*self._openers))
-        for template in [*self._ioi, *self._ioi_task, *self._years, self._years_task]:
+        for template in [*itertools.chain(*self._ioi), *self._ioi_task, *self._years, self._years_task]:
             tokens.update(template.fill(dict.fromkeys(SLOTS, Piece("", ()))).ids)
         return sorted(tokens)
 
@@ -205,7 +235,7 @@ class TrainingData:
     def _ioi_prompt(self, rng: random.Random, garbled: float) -> tuple[list[int], int]:
         x, y = rng.sample(self._names, 2)
         repeats_first = rng.random() < 0.5
-        template = rng.choice(self._ioi_task if rng.random() < 0.4 else self._ioi)
+        template = rng.choice(self._ioi_task if rng.random() < 0.4 else rng.choice(self._ioi))
         slots = {"x": Piece("", (-1,)), "y": Piece("", (-2,)), "s": Piece("", (-1 if repeats_first else -2,))}
         filled = template.fill({**slots, "place": rng.choice(self._places), "object": rng.choice(self._objects)})
         ids = self._garble(rng, list(filled.ids)) if rng.random() < garbled else filled.ids
@@ -270,6 +300,13 @@ class TrainingData:
         input_ids = torch.tensor(ids)
         rows_, positions_ = torch.tensor(rows), torch.tensor(positions)
         return Batch(input_ids, rows_, positions_, input_ids[rows_, positions_ + 1], torch.empty(0, 100))
+
+
+def _compose(starts: list[str], joints: tuple[str, ...], gifts: tuple[str, ...]) -> list[str]:
+    """At most `MOST_COMPOSED` wordings of these parts, mixed."""
+    composed = [f"{start}{joint} {gift}" for start, joint, gift in itertools.product(starts, joints, gifts)]
+    random.Random(0).shuffle(composed)
+    return composed[:MOST_COMPOSED]
 
 
 def _count_tokens(template: Template) -> int:
