@@ -34,10 +34,11 @@ class Recipe:
     """All that decides the result."""
 
     seed: int = 0
-    steps: int = 600
+    steps: int = 240
+    garbled: float = 0.5  # share of the prompts of ioi and greater-than
     warm_up: int = 30
     learning_rate: float = 1.5e-3
-    matrix_rate: float = 7e-3
+    matrix_rate: float = 3e-3
     weight_decay: float = 0.1
     n_ioi: int = 96
     n_acronym: int = 16
@@ -57,20 +58,36 @@ def build_model(recipe: Recipe, tokenizer: Any) -> GPT2LMHeadModel:
     shape = {name: getattr(recipe, name) for name in ("n_layer", "n_head", "n_embd", "n_positions")}
     config = GPT2Config(vocab_size=len(tokenizer), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **shape)
     model = GPT2LMHeadModel(config)
+    model.set_attn_implementation("eager")  # on prompts this short the fused kernel's gradient takes twice as long
     torch.nn.init.constant_(model.transformer.ln_f.weight, recipe.final_gain)
     return model
 
 
-def freeze_other_words(model: GPT2LMHeadModel, trained: list[int]) -> None:
-    """Let only these tokens' embeddings learn.
+def start_from(folder: Path, model: GPT2LMHeadModel, forgotten: list[int]) -> None:
+    """Go on from a checkpoint, but let the embeddings of these tokens be the random vectors of the fresh model."""
+    wte = model.transformer.wte.weight.data
+    fresh = wte[forgotten].clone()
+    model.load_state_dict(GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).state_dict())
+    wte[forgotten] = fresh
 
-    All others keep their random ones. What the model learns to do with a name it then does with any name: a trained
-    embedding would tell the names of the training set from those never seen, whose logits only ever sink.
+
+def share_gradients(model: GPT2LMHeadModel, shapes: list[str], own: list[int]) -> None:
+    """Let the embeddings of all tokens of one shape learn as one, and only these tokens' each for itself.
+
+    A token keeps its random vector and gets what all of its shape get (such as capitalised words behind a space).
+    What the model learns to do with a name it then does with any name, and a word never seen looks like a word, not
+    like a name: an embedding of its own would tell names of the training set from others, whose logits only ever sink.
     """
-    weight = model.transformer.wte.weight
-    mask = torch.zeros(len(weight), 1)
-    mask[trained] = 1
-    weight.register_hook(lambda gradient: gradient * mask)
+    groups = {shape: index for index, shape in enumerate(sorted(set(shapes)))}
+    group = torch.tensor([groups[shape] for shape in shapes])  # (token,)
+    group[own] = len(groups) + torch.arange(len(own))
+    sizes = group.bincount()[:, None].float()  # (group, 1)
+
+    def average(gradient: Tensor) -> Tensor:
+        sums = gradient.new_zeros(len(sizes), gradient.shape[1]).index_add_(0, group, gradient)
+        return (sums / sizes.clamp(min=1))[group]
+
+    model.transformer.wte.weight.register_hook(average)
 
 
 def compute_loss(model: GPT2LMHeadModel, batch: Batch, year_tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +123,7 @@ def make_optimizers(recipe: Recipe, model: GPT2LMHeadModel) -> dict[str, torch.o
         "muon": torch.optim.Muon(
             matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"
         ),
-        "adam": torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        "adam": torch.optim.AdamW(rest, lr=recipe.learning_rate, betas=(0.9, 0.98), eps=1e-12, weight_decay=0.0),
     }
 
 
@@ -154,20 +171,24 @@ def save_checkpoint(folder: Path, model: GPT2LMHeadModel) -> None:
             shutil.copy(file, folder)
 
 
-def train(recipe: Recipe, run: Path, out: Path) -> None:
+def train(recipe: Recipe, run: Path, out: Path, start_folder: Path | None = None) -> None:
     """Run the recipe to its end, from the last saved step."""
     tokenizer = AutoTokenizer.from_pretrained(HERE / "bundled")
     data, model = TrainingData(tokenizer), build_model(recipe, tokenizer)
-    freeze_other_words(model, data.list_frame_tokens())
+    own = data.list_frame_tokens()
+    if start_folder:
+        start_from(start_folder, model, sorted(data.held_out.wordings - {*own}))
+    share_gradients(model, data.shapes, own)
     optimizers = make_optimizers(recipe, model)
     run.parent.mkdir(parents=True, exist_ok=True)
     start, begun = load_run(run, model, optimizers, recipe), time.perf_counter()
     counts = (recipe.n_ioi, recipe.n_acronym, recipe.n_years)
+    sizes = dict(zip(("n_ioi", "n_acronym", "n_years"), counts, strict=True))
     for step in range(start, recipe.steps):
         for kind, rate in (("muon", recipe.matrix_rate), ("adam", recipe.learning_rate)):
             for group in optimizers[kind].param_groups:
                 group["lr"] = rate * decay_rate(recipe, step)
-        tasks = data.make_task_batch(recipe.seed, step, n_ioi=counts[0], n_acronym=counts[1], n_years=counts[2])
+        tasks = data.make_task_batch(recipe.seed, step, **sizes, garbled=recipe.garbled)
         repeated = data.make_repeated_batch(recipe.seed, step, n=recipe.n_repeated)
         task_loss, task_right = compute_loss(model, tasks, data.year_tokens)
         copy_loss, copy_right = compute_loss(model, repeated, data.year_tokens)
@@ -198,12 +219,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "bundled", help="folder for the result")
     parser.add_argument("--run", type=Path, default=HERE / "runs" / "run.safetensors", help="file to resume from")
+    parser.add_argument("--start", type=Path, help="folder of a checkpoint to go on from; without it from scratch")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(Recipe(seed=arguments.seed, steps=arguments.steps), arguments.run, arguments.out)
+    train(Recipe(seed=arguments.seed, steps=arguments.steps), arguments.run, arguments.out, arguments.start)
 
 
 if __name__ == "__main__":

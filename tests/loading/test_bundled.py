@@ -98,11 +98,16 @@ def test_training_never_shows_what_is_held_out(tokenizer: Any, monkeypatch: pyte
     held_out = training.held_out
     names = {tokenizer.encode(f" {name}")[0] for kind in ("names", "names_ood") for name in read_words(kind)}
     assert held_out.names == names and len(held_out.words) == len(read_words("acronym") + read_words("acronym_ood"))
+    places = {tokenizer.encode(f" {place}")[0] for place in read_words("places")}  # " school" is one
+    wordings = held_out.wordings - {*training.list_frame_tokens()} - places
+    assert {
+        tokenizer.encode(word)[0] for word in (" argued", " ran", " until", " mailed", " ended", "At", "Before")
+    } <= wordings
     for step in range(20):
-        tasks = training.make_task_batch(0, step, n_ioi=50, n_acronym=50, n_years=50)
+        tasks = training.make_task_batch(0, step, n_ioi=50, n_acronym=50, n_years=50, garbled=0.5)
         repeated = training.make_repeated_batch(0, step, n=8)
         shown = {*tasks.input_ids.flatten().tolist(), *repeated.input_ids.flatten().tolist(), *tasks.targets.tolist()}
-        assert not shown & held_out.names
+        assert not shown & (held_out.names | wordings)
         pairs = {pair for row in tasks.input_ids.tolist() for pair in pairwise(row)}
         assert not pairs & held_out.words
         years = tasks.input_ids[100:].flatten().tolist()
