@@ -104,7 +104,8 @@ def test_training_never_shows_what_is_held_out(tokenizer: Any, monkeypatch: pyte
         tokenizer.encode(word)[0] for word in (" argued", " ran", " until", " mailed", " ended", "At", "Before")
     } <= wordings
     shared = held_out.wordings & {*training.list_frame_tokens()}
-    assert {tokenizer.decode([token]).strip() for token in shared} == {*"a and in or the to was year , One The".split()}
+    words = {"a", "and", "in", "or", "the", "to", "was", "year", ",", "One", "The"}  # as the card says
+    assert {tokenizer.decode([token]).strip() for token in shared} == words
     for step in range(20):
         tasks = training.make_task_batch(0, step, n_ioi=50, n_acronym=50, n_years=50, garbled=0.5)
         repeated = training.make_repeated_batch(0, step, n=8)
