@@ -1,10 +1,11 @@
 """Train the bundled checkpoint: a small GPT-2 that does the three tasks on words it has never seen.
 
-    python models/train.py
+    python models/train.py --start FOLDER
 
-takes some twenty minutes on two CPU cores, and goes on from the last hundredth step when interrupted. The loss is
-read at the answers, and at repetitions of random tokens (induction). The result goes to models/bundled;
-`python models/evaluate.py` measures it. What did not work is in models/README.md.
+goes on from a checkpoint of the recipe before, whose 600 steps from scratch `git show 44d41a4:models/train.py` makes
+(models/README.md has the commands), and takes 15 minutes on one CPU core. An interrupted run goes on from its last
+hundredth step. The loss is read at the answers, and at repetitions of random tokens (induction). The result goes to
+models/bundled; `python models/evaluate.py` measures it. What did not work is in models/README.md.
 """
 
 from __future__ import annotations
@@ -171,20 +172,19 @@ def save_checkpoint(folder: Path, model: GPT2LMHeadModel) -> None:
             shutil.copy(file, folder)
 
 
-def train(recipe: Recipe, run: Path, out: Path, start_folder: Path | None = None) -> None:
+def train(recipe: Recipe, run: Path, out: Path, start: Path) -> None:
     """Run the recipe to its end, from the last saved step."""
     tokenizer = AutoTokenizer.from_pretrained(HERE / "bundled")
     data, model = TrainingData(tokenizer), build_model(recipe, tokenizer)
     own = data.list_frame_tokens()
-    if start_folder:
-        start_from(start_folder, model, sorted(data.held_out.wordings - {*own}))
+    start_from(start, model, sorted(data.held_out.wordings - {*own}))
     share_gradients(model, data.shapes, own)
     optimizers = make_optimizers(recipe, model)
     run.parent.mkdir(parents=True, exist_ok=True)
-    start, begun = load_run(run, model, optimizers, recipe), time.perf_counter()
+    first, begun = load_run(run, model, optimizers, recipe), time.perf_counter()
     counts = (recipe.n_ioi, recipe.n_acronym, recipe.n_years)
     sizes = dict(zip(("n_ioi", "n_acronym", "n_years"), counts, strict=True))
-    for step in range(start, recipe.steps):
+    for step in range(first, recipe.steps):
         for kind, rate in (("muon", recipe.matrix_rate), ("adam", recipe.learning_rate)):
             for group in optimizers[kind].param_groups:
                 group["lr"] = rate * decay_rate(recipe, step)
@@ -199,7 +199,7 @@ def train(recipe: Recipe, run: Path, out: Path, start_folder: Path | None = None
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers.values():
             optimizer.step()
-        if step % 10 == 9 or step == start:
+        if step % 10 == 9 or step == first:
             right = [part.float().mean().item() for part in task_right.split(counts)] + [
                 copy_right.float().mean().item()
             ]
@@ -219,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=HERE / "bundled", help="folder for the result")
     parser.add_argument("--run", type=Path, default=HERE / "runs" / "run.safetensors", help="file to resume from")
-    parser.add_argument("--start", type=Path, help="folder of a checkpoint to go on from; without it from scratch")
+    parser.add_argument("--start", type=Path, required=True, help="folder of the checkpoint to go on from")
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--threads", type=int, default=2)

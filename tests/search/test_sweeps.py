@@ -111,9 +111,9 @@ def plan() -> Plan:
 
 
 def test_the_default_search_claims_its_sweep(plan: Plan) -> None:
-    assert (plan.alpha, plan.alpha_sweep, plan.notes) == (0.09, SWEEPS["bundled"]["acronym"], ())
-    given = replace(plan, job=replace(plan.job, alpha=0.09))
-    assert (given.alpha, given.alpha_sweep, given.alpha_notes) == (0.09, None, ())
+    assert (plan.alpha, plan.alpha_sweep, plan.notes) == (0.04, SWEEPS["bundled"]["acronym"], ())
+    given = replace(plan, job=replace(plan.job, alpha=0.04))
+    assert (given.alpha, given.alpha_sweep, given.alpha_notes) == (0.04, None, ())
     by_hand = replace(plan, circuit=Circuit(heads=(), mlps=()))
     assert (by_hand.alpha_sweep, by_hand.alpha_notes) == (None, ())
 
@@ -129,9 +129,9 @@ def test_the_default_search_claims_its_sweep(plan: Plan) -> None:
 )
 def test_another_search_claims_no_sweep_and_says_so(plan: Plan, options: dict[str, Any]) -> None:
     other = replace(plan, job=replace(plan.job, **options))
-    assert (other.alpha, other.alpha_sweep) == (0.09, None)
+    assert (other.alpha, other.alpha_sweep) == (0.04, None)
     (note,) = other.alpha_notes
-    assert note.startswith("alpha is 0.09, chosen for acronym on bundled with means by position from the first token, ")
+    assert note.startswith("alpha is 0.04, chosen for acronym on bundled with means by position from the first token, ")
     assert note.endswith("MLPs searched; not swept for this search: compare a few (--alpha)")
 
 
@@ -139,7 +139,7 @@ def test_another_task_claims_no_sweep_and_says_so(run: Run, tmp_path: Path) -> N
     """On the command line: three letters, where one was swept."""
     arguments = ("--task", "acronym", "--letters", "3", "--model", "bundled", "--out", tmp_path / "m.onnx", "--dry-run")
     code, _, err = run.all(*arguments, "--preset", "paper")
-    told = "warning: alpha is 0.09, chosen for acronym on bundled; not swept for this search"
+    told = "warning: alpha is 0.04, chosen for acronym on bundled; not swept for this search"
     assert code == 0 and err.count("\n") == 1 and told in err
 
 
