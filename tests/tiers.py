@@ -16,8 +16,8 @@ THOROUGH = os.environ.get("EXPORT_CIRCUIT_TESTS") == "thorough"
 
 
 def examples(many: int) -> int:
-    """How many examples a property is given: all in a thorough run, else a quarter, but eight at least."""
-    return many if THOROUGH else min(many, max(8, many // 4))
+    """How many examples a property is given: all in a thorough run, else a fifth, but five at least."""
+    return many if THOROUGH else min(many, max(5, many // 5))
 
 
 def thin(cases: Iterable[Any], kept: Collection[Any] | Callable[[Any], bool]) -> list[Any]:
