@@ -6,8 +6,9 @@ stand for them where each takes a model through the whole job.
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -27,6 +28,15 @@ def thin(cases: Iterable[Any], kept: Collection[Any] | Callable[[Any], bool]) ->
         return kept(case) if callable(kept) else case in kept
 
     return [case if is_kept(case) else as_slow(case) for case in cases]
+
+
+def diagonal(*axes: Sequence[Any]) -> list[Any]:
+    """The product of the axes for `parametrize`; by default as many cases as the longest axis has values.
+
+    Each value of each axis is among those.
+    """
+    kept = [tuple(axis[i % len(axis)] for axis in axes) for i in range(max(map(len, axes)))]
+    return thin(itertools.product(*axes), kept)
 
 
 def as_slow(case: Any) -> Any:
