@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bundles import make_bundle
 from tiny import VOCAB
+from waits import HANG
 
 from exporter.graph.options import Form, GraphOptions
 from exporter.runtime.session import open_session
@@ -46,7 +47,7 @@ class HeldEngine(Engine):
     def run(self, queries: Sequence[Query]) -> list[Ranking | RequestError]:
         self.calls.append(len(queries))
         self.begun.set()
-        assert self.go.wait(60)
+        assert self.go.wait(HANG)
         return super().run(queries)
 
 

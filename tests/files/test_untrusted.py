@@ -50,7 +50,7 @@ READERS = [
     ("inspect", "m.onnx"), ("inspect", "m.json"), ("inspect", "b/model.onnx"),
     ("verify", "m.onnx"), ("verify", "b/model.onnx"),
     ("run", "b", "The Chief Executive Officer (C"), ("run", "m.onnx", "<|endoftext|>The Big Red Apple (B"),
-    ("bench", "m.onnx", "--against", "b/model.onnx", "--batch", "1", "--seconds", "1"),
+    ("bench", "m.onnx", "--against", "b/model.onnx", "--batch", "1", "--seconds", "0.1"),
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from bundles import EVEN, make_bundle, make_dense, to_text
 from conftest import Run
 from disks import mounted
 from jobs import CIRCUIT, SMALL
+from tiers import as_slow
 
 from exporter.errors import InputError
 from exporter.files import is_weights_name
@@ -115,9 +116,10 @@ def test_the_examples_are_those_that_rounding_changes_least() -> None:
     assert one["answers"] == [3] * N_EXAMPLES
 
 
-@pytest.mark.parametrize(
-    "options", [("--int8-weights", "int7"), ("--int8-scales", "token"), ("--target", "ort")], ids=" ".join
-)
+INT8 = (("--int8-weights", "int7"), ("--int8-scales", "token"), ("--target", "ort"))
+
+
+@pytest.mark.parametrize("options", [as_slow((one,)) if one != INT8[1] else one for one in INT8], ids=" ".join)
 def test_int8(options: tuple[str, ...], export: Callable[..., Manifest], tmp_path: Path, run: Run) -> None:
     manifest = export("--precision", "int8", *options, "--vocab", "task", "--logits", "answers")
     info = manifest.export

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiers import as_slow, diagonal
 from tiny import VOCAB, make_model, make_prompts
 from waits import HANG
 
@@ -99,7 +100,7 @@ def run(session: Any, ids: np.ndarray[Any, Any], mask: np.ndarray[Any, Any], pas
     return session.run(["logits"], feeds)[0]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [as_slow("gpt2"), "llama"])
 def test_no_rows_give_no_rows_and_no_tokens_end_no_process(family: str, tmp_path: Path) -> None:
     model, cases = rewrite(family), []
     for name, options in FORMS.items():
@@ -168,8 +169,13 @@ def test_without_attention_earlier_calls_leave_the_mask_alone(tmp_path: Path) ->
             run(session, ids, np.ones(shape))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3"])
-@pytest.mark.parametrize("form", ["masked", "masked_last", "past", "past_last", "optimum", "opset_17", "int8", "fp16"])
+@pytest.mark.parametrize(
+    ("form", "family"),
+    diagonal(
+        ("masked", "masked_last", "past", "past_last", "optimum", "opset_17", "int8", "fp16"),
+        ("gpt2", "llama", "qwen3"),
+    ),
+)
 def test_a_row_of_padding_alone_is_defined_and_leaves_the_others(form: str, family: str, tmp_path: Path) -> None:
     model, session = write(tmp_path, form, family)
     ids = np.array([[2, 5, 8], [5, 2, 11], [8, 8, 2]], np.int64)

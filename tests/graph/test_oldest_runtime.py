@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_hostile_inputs import FORMS, LENGTH, NO_ROWS, rewrite
+from tiers import as_slow
 from waits import HANG
 
 from exporter.graph.export import export_onnx
@@ -59,7 +60,7 @@ def test_the_oldest_runtime_runs_every_form(family: str, opset: int, tmp_path: P
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), logits, rtol=near, atol=near, err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", [as_slow("gpt2"), "llama"])
 def test_the_transformers_optimizer_takes_float_files(family: str, tmp_path: Path) -> None:
     """In int8 it was seen to fail on files of llama: only float files are held to it."""
     pytest.importorskip("onnxruntime.transformers")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiers import as_slow
 
 from exporter.circuit import load_circuit
 from exporter.outputs.manifest import Manifest
@@ -15,7 +16,7 @@ from exporter.outputs.manifest import Manifest
 FEW = ("--patching-prompts", "20", "--selection-prompts", "20", "--test-prompts", "20")
 
 
-@pytest.mark.parametrize("options", [(), ("--mean",)], ids=["by position", "free length"])
+@pytest.mark.parametrize("options", [as_slow(((),)), ("--mean",)], ids=["by position", "free length"])
 def test_a_circuit_with_neurons_is_exported(
     options: tuple[str, ...], run: Any, make_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from disks import entries, fill, in_child, mounted, striking
-from tiers import as_slow
+from tiers import THOROUGH, as_slow
 
 from exporter.errors import InputError
 from exporter.outputs.folders import OutputFolder
@@ -144,7 +144,7 @@ def test_a_kill_at_any_step_leaves_one_whole_folder(replaces: bool, tmp_path: Pa
 def check_every_step(tmp_path: Path, replaces: bool, attempt: Callable[[int, Callable[[], None]], bool]) -> None:
     """Strike at each moment in turn; afterwards, and after recovery, old or new is there and nothing else."""
     before, outcomes = OLD if replaces else None, []
-    for at in range(1, 1000):
+    for at in range(1, 1000, 1 if THOROUGH else 3):
         parent = tmp_path / str(at)
         parent.mkdir()
         out = parent / "b"
@@ -160,7 +160,7 @@ def check_every_step(tmp_path: Path, replaces: bool, attempt: Callable[[int, Cal
         if untouched:
             break
     assert outcomes[0] is False and outcomes[-1] is True
-    assert len(outcomes) > 30
+    assert at > 30
 
 
 def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:

@@ -32,7 +32,10 @@ import json, sys, time
 import exporter.loading.sources.checkpoint, transformers
 from exporter.errors import InputError
 from exporter.loading.load import load_model
-if len(sys.argv) > 2:  # a name lookup that hangs, as behind a broken resolver
+if "patient" in sys.argv[2:]:  # a slow machine is no hub that is not there
+    from exporter.loading import load
+    load._AUTO_SECONDS = load._NAMED_SECONDS = 900
+if "hang" in sys.argv[2:]:  # a name lookup that hangs, as behind a broken resolver
     import socket
     socket.getaddrinfo = lambda *args, **kwargs: time.sleep(900)
 rows = []
@@ -49,12 +52,12 @@ print(json.dumps(rows))
 """
 
 
-def load_elsewhere(requests: list[tuple[str, str | None]], *, home: Path, hang: bool = False, **env: str) -> Any:
-    """What `load_model` does in a process with its own hub cache and network settings."""
+def load_elsewhere(requests: list[tuple[str, str | None]], *, home: Path, how: str = "", **env: str) -> Any:
+    """What `load_model` does in a process with its own hub cache and network settings; `how`: patient, or hang."""
     inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     proxies = {name: "" for name in inherited if name.lower().endswith("_proxy")}
     done = subprocess.run(
-        [sys.executable, "-c", LOAD, json.dumps(requests), *(["hang"] if hang else [])],
+        [sys.executable, "-c", LOAD, json.dumps(requests), how],
         env=inherited | proxies | {"HF_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])} | env,
         capture_output=True,
         text=True,
@@ -172,7 +175,7 @@ def test_the_hub_is_asked_once_and_the_cache_serves_from_then_on(hub: FakeHub, s
     home = tmp_path / "home"
     asked = [("org/model", None), ("org/model", OLD), ("auto", None)]
     wrong = [("org/absent", None), ("org/model", "no-such-branch"), ("org/pickled", None)]
-    rows = load_elsewhere([*asked, *wrong], home=home, HF_ENDPOINT=hub.url)
+    rows = load_elsewhere([*asked, *wrong], home=home, how="patient", HF_ENDPOINT=hub.url)
     newest, pinned, auto, absent, no_branch, pickled = rows
     assert (newest["name"], newest["revision"], newest["notes"]) == ("org/model", NEW, [])
     assert newest["tokenizer"]
@@ -195,7 +198,7 @@ def test_the_hub_is_asked_once_and_the_cache_serves_from_then_on(hub: FakeHub, s
 
     hub.requests.clear()
     hub.repositories.clear()  # whatever is asked now fails
-    again = load_elsewhere(asked, home=home, HF_ENDPOINT=hub.url)
+    again = load_elsewhere(asked, home=home, how="patient", HF_ENDPOINT=hub.url)
     drop = {"seconds": 0}
     assert [row | drop for row in again] == [row | drop for row in (newest, pinned, auto)]
     assert hub.requests == []
@@ -213,7 +216,7 @@ def test_a_hub_that_is_not_there_is_said_and_only_auto_falls_back(unused_port: i
 
 @pytest.mark.slow
 def test_auto_waits_for_a_hanging_name_lookup_a_few_seconds_only(tmp_path: Path) -> None:
-    (auto,) = load_elsewhere([("auto", None)], home=tmp_path, hang=True, HF_ENDPOINT="http://hub.invalid")
+    (auto,) = load_elsewhere([("auto", None)], home=tmp_path, how="hang", HF_ENDPOINT="http://hub.invalid")
     assert auto["name"] == "bundled"
     assert "no answer within 4 s" in auto["notes"][0]
     assert auto["seconds"] < HANG  # where it would wait for ever

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiers import diagonal
 from tiny import VARIANTS, make_model, make_prompts
 
 from exporter.errors import InputError
@@ -224,8 +225,9 @@ def test_another_head_unties_a_model_that_calls_itself_tied(family: str, tmp_pat
     assert "calls itself tied, but stores another unembedding" in model.notes[0]
 
 
-@pytest.mark.parametrize("family", VARIANTS)
-@pytest.mark.parametrize("stored", ["both", "the head alone", "the embedding alone"])
+@pytest.mark.parametrize(
+    ("family", "stored"), diagonal(tuple(VARIANTS), ("both", "the head alone", "the embedding alone"))
+)
 def test_a_stored_head_that_equals_the_embedding_is_tied(family: str, stored: str, tmp_path: Path) -> None:
     def store(tensors: Tensors) -> None:
         embedding = next(name for name in tensors if tensors[name].shape == (37, 8))
@@ -268,9 +270,9 @@ WRAPPED: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
-@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize(
+    ("wrapper", "family", "tied"), diagonal(tuple(WRAPPED), ("gpt2", "llama", "gpt_neox"), (True, False))
+)
 def test_names_of_a_wrapped_model_load(wrapper: str, family: str, tied: bool, tmp_path: Path) -> None:
     assert_same(tmp_path, save(tmp_path, family, tied=tied, change=rename(WRAPPED[wrapper])))
 

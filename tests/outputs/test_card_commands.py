@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import re
 import shlex
 import subprocess
@@ -17,7 +18,7 @@ from bundles import EVEN, decode, make_bundle, to_text
 from conftest import Run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiers import examples
+from tiers import diagonal, examples, thin
 from tiny import VOCAB
 
 from exporter.escaping import quote_shell
@@ -31,13 +32,18 @@ PROMPT = [3, 1, 4]  # the card's example in `make_bundle`
 KNOWN = (1, 3, 4, 5, 7)
 ANSWERS = (7, 3, 5)
 LABELS = ("seven", "three", "five")
+FORMS, LOGITS, VOCABULARIES = ("plain", "masked", "past"), ("all", "last", "answers", "classes"), ("full", "task")
 COMBINATIONS = [
-    (form, logits, vocab)
-    for form in ("plain", "masked", "past")
-    for logits in ("all", "last", "answers", "classes")
-    for vocab in ("full", "task")
-    if (form, logits) != ("past", "classes")
+    combination
+    for combination in itertools.product(FORMS, LOGITS, VOCABULARIES)
+    if combination[:2] != ("past", "classes")
 ]
+
+
+def is_even(combination: tuple[str, str, str]) -> bool:
+    """Half of them, in which each form meets each kind of logits."""
+    form, logits, vocab = combination
+    return (FORMS.index(form) + LOGITS.index(logits) + VOCABULARIES.index(vocab)) % 2 == 0
 
 
 def make_options(form: str, logits: str, vocab: str) -> GraphOptions:
@@ -57,7 +63,7 @@ def find_snippet(card: str) -> str:
     return re.sub("^    ", "", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize(("form", "logits", "vocab"), COMBINATIONS)
+@pytest.mark.parametrize(("form", "logits", "vocab"), thin(COMBINATIONS, is_even))
 def test_the_cards_commands_say_what_the_model_says(
     form: str, logits: str, vocab: str, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,8 +103,7 @@ def _find_new_word(model: CircuitModel) -> tuple[list[int], list[int], int]:
     raise AssertionError("the tiny model repeats itself after every prompt")
 
 
-@pytest.mark.parametrize("form", ["plain", "masked", "past"])
-@pytest.mark.parametrize("logits", ["all", "last"])
+@pytest.mark.parametrize(("form", "logits"), diagonal(FORMS, ("all", "last")))
 def test_a_text_that_ends_early_is_printed_with_the_reason(form: str, logits: str, tmp_path: Path, run: Run) -> None:
     """The model answers with a token that it cannot read on from."""
     folder = make_bundle(tmp_path / "a", form=form, heads=EVEN, graph=make_options(form, logits, "full"))  # type: ignore[arg-type]

@@ -72,9 +72,9 @@ def test_the_template_and_the_classes_are_said_everywhere(exported: Path) -> Non
 
 def test_a_text_and_its_whole_prompt_are_read_alike_by_every_command(exported: Path, run: Run) -> None:
     labels, bundle = set(), exported / "bundle"
+    alone, beside = open_decoder(exported / "out.onnx"), open_decoder(bundle)
+    assert (alone.reader.framed, beside.reader.framed) == (False, True)
     for text, ids in read_texts(exported).items():
-        alone, beside = open_decoder(exported / "out.onnx"), open_decoder(bundle)
-        assert (alone.reader.framed, beside.reader.framed) == (False, True)
         found = beside.classify(text)
         for other in (beside.classify(TEMPLATE.fill(text)), alone.classify(alone.reader.fill(text))):
             assert other.prompt_ids == found.prompt_ids == ids and other.scores == pytest.approx(found.scores)

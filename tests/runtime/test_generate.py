@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from bundles import UNEVEN, decode
+from tiers import as_slow, diagonal
 from tiny import VARIANTS, make_model, make_prompts
 
 from exporter.circuit import Ablation, Circuit, Head
@@ -43,8 +44,7 @@ def generate(
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5], list(range(1, 12))]
 
 
-@pytest.mark.parametrize("family", VARIANTS)
-@pytest.mark.parametrize("form", ["plain", "masked", "past"])
+@pytest.mark.parametrize(("form", "family"), diagonal(("plain", "masked", "past"), tuple(VARIANTS)))
 def test_every_form_gives_the_rewritten_models_tokens(form: Form, family: str, tmp_path: Path) -> None:
     """Prompts of several lengths in one batch, uneven heads, a layer without attention."""
     model = rewrite(family)
@@ -147,7 +147,7 @@ def test_past_that_counts_from_the_last_token_is_refused(tmp_path: Path) -> None
     assert np.isfinite(generate_greedy(open_session(tmp_path / "m.onnx"), [[1]])[0].seconds).all()
 
 
-@pytest.mark.parametrize("form", ["plain", "past"])
+@pytest.mark.parametrize("form", [as_slow("plain"), "past"])
 def test_the_bundled_models_every_component_says_what_transformers_says(
     form: Form, bundled: LanguageModel, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import Run
+from tiers import THOROUGH
 
 from exporter.circuit import load_circuit
 from exporter.errors import InputError, UsageError
@@ -59,7 +60,7 @@ def test_points_are_the_circuits_of_single_jobs(sweep: Sweep, whole: Path) -> No
     points, jobs = read_points(whole), sweep.jobs()
     assert [point.number for point in points] == list(range(24)) and len(jobs) == 24
     assert len({point.circuit for point in points}) > 4  # the alphas make a difference
-    for number in (0, 1, 2, 10, 23):
+    for number in (0, 1, 2, 10, 23) if THOROUGH else (2, 10, 23):
         found = search_plan(prepare(jobs[number]), {})
         assert (points[number].circuit, points[number].record) == (found.circuit, found.record)
 
