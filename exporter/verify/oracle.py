@@ -48,14 +48,15 @@ def record_replacements(
     Shapes as in `Replacements`, float64.
     """
     family, hf = FAMILIES[model.family], model.hf
-    totals: dict[str, list[Tensor]] = {}
+    totals: dict[str, Tensor] = {}
     counts = torch.zeros(patching.length, dtype=torch.float64)  # how many prompts have each position
     now: dict[str, Tensor] = {}
 
     def add_up(name: str, values: Tensor) -> None:
         """Add the values' sum by position: one-hot (pos, prompt * token) @ (prompt * token, features)."""
         flat = values.double().flatten(0, 1).flatten(1)  # (token, features)
-        totals.setdefault(name, []).append((now["by_position"].to(values.device) @ flat).cpu())
+        total = (now["by_position"].to(values.device) @ flat).cpu()
+        totals[name] = totals[name].add_(total) if name in totals else total
 
     with ExitStack() as stack, torch.inference_mode():
         for layer, block in enumerate(family.blocks(hf)):
@@ -77,11 +78,11 @@ def record_replacements(
             counts += now["by_position"].sum(1)
             hf(**hf_inputs(input_ids, None if real.all() else real), logits_to_keep=1)
 
-    def reduce(name: str, parts: list[Tensor]) -> Tensor:
-        table = _average(torch.stack(parts).sum(0), counts, ablation)  # (pos or 1, features)
+    def reduce(name: str, total: Tensor) -> Tensor:
+        table = _average(total, counts, ablation)  # (pos or 1, features)
         return table.unflatten(-1, (family.n_heads(hf), -1)) if name.startswith("heads.") else table
 
-    return Replacements({name: reduce(name, parts) for name, parts in totals.items()}, ablation)
+    return Replacements({name: reduce(name, total) for name, total in totals.items()}, ablation)
 
 
 def _average(total: Tensor, counts: Tensor, ablation: Ablation) -> Tensor:
