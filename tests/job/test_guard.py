@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from conftest import Run
 
 
-@pytest.mark.parametrize("options", [as_slow(((),)), ("--precision", "int8", "--int8-scales", "token", "--vocab", "task")])
+@pytest.mark.parametrize(
+    "options", [as_slow(((),)), ("--precision", "int8", "--int8-scales", "token", "--vocab", "task")]
+)
 def test_the_job_says_how_well_its_guard_tells(
     options: tuple[str, ...], run: Run, tmp_path: Path, make_checkpoint: Callable[..., Path]
 ) -> None:
