@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from bundles import make_dense, make_tokenizer, to_text
 from conftest import Run
-from jobs import SMALL
 from nursery import Nursery
 from tiers import THOROUGH, thin
 
@@ -452,7 +451,8 @@ def test_the_bundled_model_rehearses_soon(bundled: object, tmp_path: Path, monke
     assert time.thread_time() - prepared < 7 * (prepared - start)
 
 
-def test_zero_ablation_comes_with_its_note(run: Run) -> None:
-    code, _, err = run.all("--task", "acronym", "--model", "bundled", "--ablation", "zero", "--dry-run", *SMALL)
+def test_zero_ablation_comes_with_its_note(folder: Path, run: Run) -> None:
+    job = ("--task", folder / "plain.jsonl", "--model", folder / "model", "--dry-run", "--force")
+    code, _, err = run.all(*job, "--ablation", "zero")
     assert code == 0 and "compare with fold_value_biases=False" in err
-    assert "fold_value_biases" not in run.all("--task", "acronym", "--model", "bundled", "--dry-run", *SMALL)[2]
+    assert "fold_value_biases" not in run.all(*job)[2]

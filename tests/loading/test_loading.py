@@ -204,6 +204,7 @@ def test_the_hub_is_asked_once_and_the_cache_serves_from_then_on(hub: FakeHub, s
     assert hub.requests == []
 
 
+@pytest.mark.slow  # a process that imports everything; offline mode, and a failing fetch, have quicker tests
 def test_a_hub_that_is_not_there_is_said_and_only_auto_falls_back(unused_port: int, tmp_path: Path) -> None:
     requests = [("org/model", None), ("auto", None)]
     named, auto = load_elsewhere(requests, home=tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{unused_port}")
