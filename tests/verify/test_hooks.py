@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+from typing import Any
+
 import pytest
 import torch
 from tiny import all_heads, hook_surgery, make_model, make_prompts
 
 from exporter.circuit import Ablation, Circuit, Head
 from exporter.rewrite.replacements import compute_replacements
-from exporter.verify.oracle import ablated, hooked_logits, record_replacements
+from exporter.verify import oracle
+from exporter.verify.oracle import ablated, hf_inputs, hooked_logits, record_replacements
 
 
 def test_a_full_circuit_is_the_dense_model() -> None:
@@ -57,6 +61,21 @@ def test_recorded_means_are_those_of_the_circuit_model(mean: str, align: str, pa
         theirs = recorded.tables[name]
         assert ours.shape[0] == (5 if mean == "position" else 1)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_recording_holds_one_sum_however_many_prompts_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum for each chunk would take 17 GB on 6,000 prompts of a model of 30 layers."""
+    model, held = make_model(n_layers=3), []
+
+    def count(*arguments: Any) -> dict[str, Any]:
+        held.append(sum(t.dtype == torch.float64 for t in gc.get_objects() if isinstance(t, torch.Tensor)))
+        return hf_inputs(*arguments)
+
+    monkeypatch.setattr(oracle, "hf_inputs", count)
+    monkeypatch.setattr(oracle, "CHUNK", 2)
+    record_replacements(model, make_prompts(12, 5), ablation=Ablation(), neurons=(0, 1, 2))
+    assert len(held) == 6 and held[1] >= held[0] + 9
+    assert held[1] == held[-1]
 
 
 def test_a_mean_by_hand() -> None:
