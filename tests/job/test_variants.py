@@ -38,7 +38,7 @@ def _lenient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("outputs", ["bundle", "both"])
-def test_the_files_that_targets_want_are_the_bundles(outputs: str, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_files_that_targets_want_are_the_bundles(outputs: str, folder: Path, tmp_path: Path) -> None:  # noqa: F811 (the fixture)
     circuit = folder / "global-left.json"
     job = make_job(
         folder, tmp_path, outputs=outputs, circuit=circuit, targets=TARGETS, external_data=outputs == "bundle"
@@ -60,7 +60,7 @@ def test_the_files_that_targets_want_are_the_bundles(outputs: str, folder: Path,
 
 
 def test_a_file_that_fails_its_gate_is_left_out_with_a_note(
-    folder: Path,  # noqa: F811
+    folder: Path,  # noqa: F811 (the fixture)
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -81,7 +81,7 @@ def test_a_file_that_fails_its_gate_is_left_out_with_a_note(
 
 
 def test_what_a_target_refuses_is_refused_before_a_search(
-    folder: Path,  # noqa: F811
+    folder: Path,  # noqa: F811 (the fixture)
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -94,7 +94,7 @@ def test_what_a_target_refuses_is_refused_before_a_search(
 
 
 @pytest.mark.parametrize(("align", "form"), [("left", "past"), ("right", "plain")])
-def test_what_is_for_optimum_keeps_a_past_where_it_can(align: str, form: str, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_is_for_optimum_keeps_a_past_where_it_can(align: str, form: str, folder: Path, tmp_path: Path) -> None:  # noqa: F811 (the fixture)
     """Optimum generates with a past unless it is told otherwise; means from the last token on do not fit one."""
     job = make_job(folder, tmp_path, outputs="bundle", circuit=folder / f"position-{align}.json", targets=("optimum",))
     manifest = run_job(job)
@@ -104,7 +104,7 @@ def test_what_is_for_optimum_keeps_a_past_where_it_can(align: str, form: str, fo
     assert f"from_pretrained(folder{argument})" in (tmp_path / "b/README.md").read_text()
 
 
-def test_names_are_checked(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_names_are_checked(folder: Path, tmp_path: Path) -> None:  # noqa: F811 (the fixture)
     with pytest.raises(UsageError, match=r"^unknown target 'tfjs'; choose from onnxruntime, optimum, genai, "):
         make_job(folder, tmp_path, outputs="bundle", targets=("optimum", "tfjs"))
     with pytest.raises(UsageError, match=r"^--for says what a bundle is for; give --bundle"):
