@@ -98,6 +98,7 @@ class Learning:
 
     heal: `distil` or `refit`. teacher: `dense`, `labels` or `both`. prompts: how many were learnt from, of which
     `unlabelled` had no right answer. steps: of training, over all sizes; 0 where weights were solved in closed form.
+    varied: prompts beside them that are variations of them.
     """
 
     heal: str
@@ -105,6 +106,7 @@ class Learning:
     prompts: int
     steps: int
     unlabelled: int = 0
+    varied: int = 0
 
     def __post_init__(self) -> None:
         require_type("heal", self.heal, str)
@@ -112,6 +114,7 @@ class Learning:
         take_integer("prompts", self.prompts)
         take_integer("steps", self.steps)
         take_integer("unlabelled", self.unlabelled)
+        take_integer("varied", self.varied)
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,10 @@ class SearchRecord:
         if learnt.heal == "refit":
             return f"refitted in closed form, not the original's: to {learnt.teacher} on {learnt.prompts:,} prompts"
         without = f" ({learnt.unlabelled:,} without a right answer)" if learnt.unlabelled else ""
+        varied = f" and {learnt.varied:,} variations" if learnt.varied else ""
         return (
-            f"healed, not the original's: {learnt.heal} from {learnt.teacher} on {learnt.prompts:,} prompts{without}, "
-            f"{learnt.steps:,} steps"
+            f"healed, not the original's: {learnt.heal} from {learnt.teacher} on {learnt.prompts:,} prompts{without}"
+            f"{varied}, {learnt.steps:,} steps"
         )
 
     @classmethod

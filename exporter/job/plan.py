@@ -21,12 +21,12 @@ from exporter.outputs.targets.scales import choose_scales
 from exporter.outputs.targets.target import GENERATING
 from exporter.rewrite.surgery import Surgery
 from exporter.search.lessons import require_labels
+from exporter.search.rounds import count_lessons
 from exporter.search.rules import DEPLOY, AlphaRule, Budget
 from exporter.search.thresholds import Threshold, find_threshold
 from exporter.tasks import SplitSizes, TaskData, is_file_task, load_task, name_variant
 from exporter.tasks.classes import name_classes
 
-LEAST_LESSONS, MOST_LESSONS, LESSONS_AT_SIZE = 1000, 3000, 1.6e11  # prompts, and prompts times parameters
 _SWEPT = (Ablation(), True)  # ablation, mlps of every sweep
 
 
@@ -285,8 +285,7 @@ def choose_sizes(job: Job, model: LanguageModel, *, healed: bool = False) -> Spl
     sizes = job.sizes or SplitSizes()
     if sizes.patching is not None or not (job.is_gradual or healed) or is_file_task(job.task):
         return sizes
-    affordable = int(LESSONS_AT_SIZE / model.dense.count_parameters())
-    return replace(sizes, patching=min(MOST_LESSONS, max(LEAST_LESSONS, affordable)))
+    return replace(sizes, patching=count_lessons(model.dense.count_parameters()))
 
 
 def hash_sets(data: TaskData) -> str:

@@ -42,9 +42,10 @@ def _describe_weights(record: SearchRecord) -> str:
     if learning.heal == "refit":
         word, how = "refitted", "solved anew"
     bare = f", {learning.unlabelled:,} of them without an answer" if learning.unlabelled else ""
+    varied = f", and {learning.varied:,} variations of them" if learning.varied else ""
     return (
         f"The weights that stay are {word}, not the original's: {how} on {learning.prompts:,} prompts "
-        f"of the task{bare}, after {escape_markdown(teacher)}."
+        f"of the task{bare}{varied}, after {escape_markdown(teacher)}."
     )
 
 

@@ -25,11 +25,11 @@ from exporter.search.gates import score_units
 from exporter.search.healing import BATCH, HARMLESS, draw_likelihood
 from exporter.search.judging import CHUNK, Judgement, judge, judge_constant, judge_network
 from exporter.search.latency import Meter
-from exporter.search.lessons import ask_dense, choose_lessons, keep_aside
+from exporter.search.lessons import ask_dense, choose_lessons, exchange_words, keep_aside
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
-from exporter.search.refit import make_healer
-from exporter.search.rounds import count_steps
+from exporter.search.refit import Mender, make_healer
+from exporter.search.rounds import count_lessons, count_steps
 from exporter.search.rules import Budget
 from exporter.search.state import (
     State,
@@ -74,7 +74,7 @@ class _Search:
         self.heals = problem.heal != "none"
         self.size = self.dense.count_parameters()
         self.path: list[SizeStep] = []
-        self.selection = ask_dense(self.dense, problem.selection.take(problem.selection.order_by_length()))
+        self.selection = ask_dense(self.dense, problem.selection.take(problem.selection.order_by_length())).hold()
         lessons = ask_dense(self.dense, problem.patching, normed=problem.normed)
         lessons = choose_lessons(lessons, problem.teacher)
         self.lessons, self.aside = keep_aside(lessons, self._make_generator())
@@ -82,7 +82,7 @@ class _Search:
         ranks = problem.ranks
         fits = plan_learning(self.dense, CHUNK, length, problem.memory_limit, n_steps=n_steps) if ranks.leads else None
         self.plan = cast("LearningPlan", ranks.share(fits))
-        self.healer = make_healer(problem, self.lessons, self.aside, self.plan)
+        self.healer = self._make_healer()
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
         self.meter = Meter(problem, self.budget, self.bounds, setup=SETUP)
@@ -95,6 +95,16 @@ class _Search:
         self.walk = Walk(target=FIRST if self.heals else ratio, ratio=ratio)
         if problem.checkpoint is not None:
             self._restore(problem.checkpoint)
+
+    def _make_healer(self) -> Mender:
+        """From the dense model alone, networks learn what it says with other words, too."""
+        problem, lessons, aside = self.problem, self.lessons, self.aside
+        if problem.heal == "distil" and problem.teacher == "dense":
+            generator, most = torch.Generator().manual_seed(100_000 * problem.seed + 997), count_lessons(self.size)
+            lessons = exchange_words(lessons, self.dense, most, generator)
+            aside = None if aside is None else exchange_words(aside, self.dense, most, generator).sort()
+        self.varied = len(lessons) - len(self.lessons)
+        return make_healer(problem, lessons, aside, self.plan)
 
     def run(self) -> Iterator[SizeStep]:
         """Try sizes until the next one is known to be too small; each is yielded when it is noted."""
@@ -141,6 +151,7 @@ class _Search:
         """From here on a network that has learnt the right answers teaches."""
         self.tutor, generator = tutor, torch.Generator().manual_seed(100_000 * self.problem.seed + 998)
         answered = ask_tutor(tutor.model, self.lessons, self.aside, generator)
+        self.varied = len(answered[0]) - len(self.lessons)
         self.healer = make_healer(self.problem, *answered, self.plan, teacher="tutor")
 
     def _should_polish(self, is_over: bool) -> bool:
@@ -205,7 +216,7 @@ class _Search:
             surgery = make_surgery(self.dense, best, problem.replacements)
         else:
             surgery = Surgery(best.circuit, select_tables(problem.replacements, best.circuit))
-        learnt = (len(self.lessons), n_steps, self.lessons.prompts.n_unlabelled)
+        learnt = (len(self.lessons), n_steps, self.lessons.prompts.n_unlabelled, self.varied)
         learning = Learning(problem.heal, problem.teacher, *learnt) if self.heals else None
         budget, path = self.budget.to_json(), tuple(self.path)
         found = SearchRecord(order="gradual", kl=kl, budget=budget, path=path, learning=learning)

@@ -13,6 +13,7 @@ from exporter.errors import InputError
 from exporter.network.model import CircuitModel
 from exporter.network.step import run_to_last
 from exporter.search.shortlist import Shortlist, make_shortlist
+from exporter.search.variations import exchange, join
 from exporter.tasks.dataset import Dataset
 
 Teacher = Literal["dense", "labels", "both"]
@@ -20,6 +21,7 @@ Teacher = Literal["dense", "labels", "both"]
 ASIDE = 0.1  # of the prompts
 LEAST_ASIDE, MOST_ASIDE = 8, 384
 _CHUNK = 64
+_HELD = 2**27  # bytes of log-probabilities
 _POOL = 16  # batches that prompts of like length are gathered from
 
 
@@ -28,7 +30,7 @@ class Lessons:
     """Prompts with what the dense model says at their answer positions.
 
     normed: its residual there after the final norm, (prompt, step, d_model), from which its logits follow. kept: its
-    log-probabilities of a shortlist's entries, (prompt, step, entry), where that is the vocabulary.
+    log-probabilities, (prompt, step, vocab), where they are held; of a shortlist's entries if that is the vocabulary.
     """
 
     prompts: Dataset
@@ -44,6 +46,17 @@ class Lessons:
         return Lessons(
             self.prompts.take(rows), self.normed[rows], self.W_U, None if self.kept is None else self.kept[rows]
         )
+
+    def join(self, other: Lessons) -> Lessons:
+        """These, and then others of the same model."""
+        return Lessons(join(self.prompts, other.prompts), torch.cat([self.normed, other.normed]), self.W_U)
+
+    def hold(self) -> Lessons:
+        """The same with the log-probabilities held, for what is looked at often; not where they are large."""
+        n_bytes = self.normed[..., 0].numel() * len(self.W_U) * self.normed.element_size()
+        if self.kept is not None or n_bytes > _HELD:
+            return self
+        return replace(self, kept=torch.cat([part.log_p for part in self.split(_CHUNK)]))
 
     def shorten(self) -> tuple[Lessons, Shortlist]:
         """The same over a shorter vocabulary, with the log-probabilities held."""
@@ -118,6 +131,18 @@ def ask_dense(dense: CircuitModel, prompts: Dataset, *, normed: Tensor | None = 
         x = run_to_last(dense.steps, dense.embed(part.input_ids, at), at, n_last=part.n_steps)
         found.append(dense.final_norm(x.to(dense.W_U.device)))
     return Lessons(prompts, torch.cat(found), dense.W_U)
+
+
+def ask_sorted(dense: CircuitModel, prompts: Dataset) -> Lessons:
+    """`ask_dense`, the shortest prompts first, for its time; returned in their own order."""
+    rows = prompts.order_by_length()
+    return ask_dense(dense, prompts.take(rows)).take(rows.argsort())
+
+
+def exchange_words(lessons: Lessons, dense: CircuitModel, most: int, generator: torch.Generator) -> Lessons:
+    """The same, and what the dense model says of at most so many of them with other words (`exchange`)."""
+    varied = exchange(lessons.prompts, dense.W_E, generator).take(torch.arange(min(most, len(lessons))))
+    return lessons.join(ask_sorted(dense, varied))
 
 
 def count_aside(n: int) -> int:

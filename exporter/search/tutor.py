@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from exporter.network.model import CircuitModel
-from exporter.search.lessons import Lessons, ask_dense
+from exporter.search.lessons import Lessons, ask_dense, ask_sorted
 from exporter.search.variations import join, vary
 
 EPOCHS = 3  # that the tutor learns for
@@ -24,6 +24,4 @@ def ask_tutor(
     prompts = lessons.prompts
     for varied in [vary(prompts, generator) for _ in range(VARIED)]:
         prompts = prompts if varied is None else join(prompts, varied)
-    rows = prompts.order_by_length()
-    answered = ask_dense(tutor, prompts.take(rows)).take(rows.argsort())
-    return answered, None if aside is None else ask_dense(tutor, aside.prompts)
+    return ask_sorted(tutor, prompts), None if aside is None else ask_dense(tutor, aside.prompts)

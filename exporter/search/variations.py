@@ -1,4 +1,8 @@
-"""Variations of prompts: more of them to learn from, which nobody has answered (as in TinyBERT, arXiv 1909.10351)."""
+"""Variations of prompts: more of them to learn from, which nobody has answered (as in TinyBERT, arXiv 1909.10351).
+
+Where the dense model teaches, `exchange` says with which words: a network that is healed on some hundred names else
+learns these, and no others. Where right answers are taught, `vary` leaves the words and changes how they follow.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,10 @@ from torch import Tensor
 from exporter.tasks.dataset import Dataset, count_shared
 
 DROPPED = 0.15  # of the tokens of a prompt that loses some
+FREQUENT = 0.05  # of the prompts: a token that more of them have belongs to the task's wordings
+LIKE = 32  # tokens with the nearest embeddings: of these a token's substitute is drawn
+
+_CHUNK = 256  # tokens whose nearest ones are found at once
 
 Frame = tuple[int, int]
 """How many tokens all prompts begin and end with: they are never varied."""
@@ -38,6 +46,32 @@ def drop_tokens(prompts: Dataset, frame: Frame, generator: torch.Generator, shar
     return replace(prompts, input_ids=prompts.input_ids.gather(1, order) * mask, mask=mask)
 
 
+def exchange(prompts: Dataset, W_E: Tensor, generator: torch.Generator) -> Dataset:
+    """As many prompts without answer, in which each rare token is another one, the same wherever it occurs.
+
+    What stays are tokens that many prompts have (`FREQUENT`), and those at positions where all have the same. Others
+    are drawn anew for each prompt from the `LIKE` tokens whose embeddings, (vocab, d_model), have the largest cosine
+    with the token's own, itself among them.
+    """
+    ids = prompts.input_ids.cpu()
+    real = torch.ones_like(ids, dtype=torch.bool) if prompts.mask is None else prompts.mask.cpu()
+    tokens, number = ids.unique(return_inverse=True)  # number: (prompt, pos), into tokens
+    held = torch.zeros(len(ids), len(tokens), dtype=torch.bool).scatter_(1, number, real)  # padding has none
+    rare = held.sum(0) <= FREQUENT * len(ids)
+    varies = real & rare[number] & ((ids != ids[:1]).any(0) | ~real.all(0))
+    like = _find_like(W_E, tokens).cpu()
+    drawn = torch.randint(like.shape[1], held.shape, generator=generator)  # of a token in a prompt
+    others = like[number, drawn.gather(1, number)]
+    return _without_answers(prompts, torch.where(varies, others, ids).to(prompts.input_ids.device), prompts.mask)
+
+
+def _find_like(W_E: Tensor, tokens: Tensor) -> Tensor:
+    """The tokens whose embeddings are nearest to those of some: (token, neighbour)."""
+    units = torch.nn.functional.normalize(W_E.detach().float(), dim=-1)
+    parts = [units[part] @ units.T for part in tokens.to(units.device).split(_CHUNK)]
+    return torch.cat([part.topk(min(LIKE, len(units))).indices for part in parts])
+
+
 def vary(prompts: Dataset, generator: torch.Generator) -> Dataset | None:
     """As many prompts without answer, made of those that there are; None where all have one length, or several steps.
 
@@ -49,13 +83,15 @@ def vary(prompts: Dataset, generator: torch.Generator) -> Dataset | None:
     dropped, spliced = drop_tokens(prompts, frame, generator), _splice(prompts, frame, generator)
     assert dropped.mask is not None
     loses = (torch.rand(len(prompts), 1, generator=generator) < 0.5).to(dropped.mask.device)
-    return replace(
-        prompts,
-        input_ids=torch.where(loses, dropped.input_ids, spliced[0]),
-        mask=torch.where(loses, dropped.mask, spliced[1]),
-        answer_ids=torch.full_like(prompts.answer_ids, -1),
-        labelled=torch.zeros(len(prompts), dtype=torch.bool, device=prompts.input_ids.device),
-    )
+    mask = torch.where(loses, dropped.mask, spliced[1])
+    return _without_answers(prompts, torch.where(loses, dropped.input_ids, spliced[0]), mask)
+
+
+def _without_answers(prompts: Dataset, input_ids: Tensor, mask: Tensor | None) -> Dataset:
+    """Prompts made of others, whose answers are not theirs."""
+    none = torch.full_like(prompts.answer_ids, -1)
+    labelled = torch.zeros(len(prompts), dtype=torch.bool, device=input_ids.device)
+    return replace(prompts, input_ids=input_ids, mask=mask, answer_ids=none, labelled=labelled)
 
 
 def _splice(prompts: Dataset, frame: Frame, generator: torch.Generator) -> tuple[Tensor, Tensor]:

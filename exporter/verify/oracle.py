@@ -76,7 +76,7 @@ def record_replacements(
             one_hot = torch.nn.functional.one_hot(rows, patching.length) * real[..., None]  # (prompt, token, pos)
             now["by_position"] = one_hot.flatten(0, 1).T.double()  # (pos, prompt * token)
             counts += now["by_position"].sum(1)
-            hf(**hf_inputs(input_ids, None if real.all() else real), logits_to_keep=1)
+            hf.base_model(**hf_inputs(input_ids, None if real.all() else real))  # hooks are all in its blocks
 
     def reduce(name: str, total: Tensor) -> Tensor:
         table = _average(total, counts, ablation)  # (pos or 1, features)

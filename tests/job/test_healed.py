@@ -136,7 +136,7 @@ def test_its_means_are_of_as_many_prompts_as_its_search_had(
     model: Path, healed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A gradual search of a built-in task draws more patching prompts than other jobs; so must the next export."""
-    monkeypatch.setattr(plan, "MOST_LESSONS", 300)
+    monkeypatch.setattr(rounds, "MOST_LESSONS", 300)
     circuit = tmp_path / "c.json"
     circuit.write_text(json.dumps({"heads": [[0, 1]], "mlps": [0]}))
     shared: dict[str, Any] = {"model": str(model), "sizes": SplitSizes(selection=30, test=20, ood=10)}
