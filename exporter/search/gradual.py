@@ -22,14 +22,14 @@ from exporter.rewrite.surgery import Surgery, slice_model
 from exporter.search.allotment import choose_circuit
 from exporter.search.checkpoints import Checkpoint
 from exporter.search.gates import score_units
-from exporter.search.healing import BATCH, HARMLESS, draw_likelihood
+from exporter.search.healing import BATCH, HARMLESS, Voice, draw_likelihood
 from exporter.search.judging import CHUNK, Judgement, judge, judge_constant, judge_network
 from exporter.search.latency import Meter
-from exporter.search.lessons import ask_dense, choose_lessons, exchange_words, keep_aside
+from exporter.search.lessons import Lessons, ask_dense, choose_lessons, keep_aside
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.problem import Problem
-from exporter.search.refit import Mender, make_healer
-from exporter.search.rounds import count_lessons, count_steps
+from exporter.search.refit import make_healer
+from exporter.search.rounds import count_steps
 from exporter.search.rules import Budget
 from exporter.search.state import (
     State,
@@ -43,6 +43,7 @@ from exporter.search.state import (
     unpack_state,
 )
 from exporter.search.tutor import EPOCHS, PATIENCE, ask_tutor
+from exporter.search.varied_lessons import vary_lessons
 from exporter.search.walk import FIRST, GENTLER, GENTLER_UNHEALED, LEAST, NEAREST, RATIO, RATIO_UNHEALED, Walk
 
 HEALED = 0.25  # from here on a size is healed
@@ -82,7 +83,7 @@ class _Search:
         ranks = problem.ranks
         fits = plan_learning(self.dense, CHUNK, length, problem.memory_limit, n_steps=n_steps) if ranks.leads else None
         self.plan = cast("LearningPlan", ranks.share(fits))
-        self.healer = self._make_healer()
+        self._learn_from(*vary_lessons(problem, self.lessons, self.aside))
         dense = judge(self.selection, lambda part: part.logits)
         self.bounds = self.budget.resolve(accuracy=dense.accuracy, parameters=self.size)
         self.meter = Meter(problem, self.budget, self.bounds, setup=SETUP)
@@ -95,16 +96,6 @@ class _Search:
         self.walk = Walk(target=FIRST if self.heals else ratio, ratio=ratio)
         if problem.checkpoint is not None:
             self._restore(problem.checkpoint)
-
-    def _make_healer(self) -> Mender:
-        """From the dense model alone, networks learn what it says with other words, too."""
-        problem, lessons, aside = self.problem, self.lessons, self.aside
-        if problem.heal == "distil" and problem.teacher == "dense":
-            generator, most = torch.Generator().manual_seed(100_000 * problem.seed + 997), count_lessons(self.size)
-            lessons = exchange_words(lessons, self.dense, most, generator)
-            aside = None if aside is None else exchange_words(aside, self.dense, most, generator).sort()
-        self.varied = len(lessons) - len(self.lessons)
-        return make_healer(problem, lessons, aside, self.plan)
 
     def run(self) -> Iterator[SizeStep]:
         """Try sizes until the next one is known to be too small; each is yielded when it is noted."""
@@ -150,9 +141,11 @@ class _Search:
     def _follow(self, tutor: State) -> None:
         """From here on a network that has learnt the right answers teaches."""
         self.tutor, generator = tutor, torch.Generator().manual_seed(100_000 * self.problem.seed + 998)
-        answered = ask_tutor(tutor.model, self.lessons, self.aside, generator)
-        self.varied = len(answered[0]) - len(self.lessons)
-        self.healer = make_healer(self.problem, *answered, self.plan, teacher="tutor")
+        self._learn_from(*ask_tutor(tutor.model, self.lessons, self.aside, generator), teacher="tutor")
+
+    def _learn_from(self, lessons: Lessons, aside: Lessons | None, *, teacher: Voice | None = None) -> None:
+        self.varied = len(lessons) - len(self.lessons)
+        self.healer = make_healer(self.problem, lessons, aside, self.plan, teacher=teacher)
 
     def _should_polish(self, is_over: bool) -> bool:
         """Whether the best network is to be healed for longer: before cuts that are gentler, and at the end."""

@@ -13,7 +13,7 @@ from exporter.errors import InputError
 from exporter.network.model import CircuitModel
 from exporter.network.step import run_to_last
 from exporter.search.shortlist import Shortlist, make_shortlist
-from exporter.search.variations import exchange, join
+from exporter.search.variations import join
 from exporter.tasks.dataset import Dataset
 
 Teacher = Literal["dense", "labels", "both"]
@@ -137,12 +137,6 @@ def ask_sorted(dense: CircuitModel, prompts: Dataset) -> Lessons:
     """`ask_dense`, the shortest prompts first, for its time; returned in their own order."""
     rows = prompts.order_by_length()
     return ask_dense(dense, prompts.take(rows)).take(rows.argsort())
-
-
-def exchange_words(lessons: Lessons, dense: CircuitModel, most: int, generator: torch.Generator) -> Lessons:
-    """The same, and what the dense model says of at most so many of them with other words (`exchange`)."""
-    varied = exchange(lessons.prompts, dense.W_E, generator).take(torch.arange(min(most, len(lessons))))
-    return lessons.join(ask_sorted(dense, varied))
 
 
 def count_aside(n: int) -> int:

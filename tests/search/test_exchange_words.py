@@ -11,9 +11,10 @@ from tiny import make_model, make_prompts
 from exporter.loading.load import LanguageModel
 from exporter.search import rounds, variations
 from exporter.search.find import search_surgery
-from exporter.search.lessons import ask_dense, exchange_words
+from exporter.search.lessons import ask_dense
 from exporter.search.rules import Budget
 from exporter.search.variations import exchange
+from exporter.search.varied_lessons import exchange_words
 from exporter.tasks.dataset import Dataset
 
 N_PROMPTS, WORDS = 40, range(30, 37)
