@@ -28,6 +28,7 @@ START, END = "<!-- results of public data -->", "<!-- end of results -->"
 OPTIONS = ["--preset", "deploy", "--teacher", "both", "--max-params", "5%", "--logits", "answers", "--vocab", "task"]
 BASELINES = ("dense", "tfidf-logistic", "tfidf-svm", "embeddings")
 KINDS = (".jsonl", ".csv")
+SELECTION = 400  # prompts at most that say which circuit keeps the budget
 
 
 def main() -> None:
@@ -61,8 +62,8 @@ def measure(
     path: Path, model: str, lines: int | None, n_test: int, baselines: list[str], jobs: Path | None
 ) -> dict[str, Any]:
     """One file's figures: of the job, and of each baseline on the same prompts."""
-    sizes = SplitSizes(patching=lines, test=n_test)
-    options = [*OPTIONS, "--test-prompts", str(n_test)]
+    sizes = SplitSizes(patching=lines, selection=SELECTION, test=n_test)
+    options = [*OPTIONS, "--selection-prompts", str(SELECTION), "--test-prompts", str(n_test)]
     options += [] if lines is None else ["--patching-prompts", str(lines)]
     if jobs is None:
         with tempfile.TemporaryDirectory() as folder:
