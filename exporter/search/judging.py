@@ -44,7 +44,7 @@ class Judgement:
 def judge(lessons: Lessons, respond: Callable[[Lessons], Tensor]) -> Judgement:
     """Accuracy and KL of logits at the answer positions, (prompt, step, vocab), on prompts that dense has answered."""
     parts = lessons.split(CHUNK)
-    answers = (Answers(part.prompts, respond(part), part.log_p) for part in parts)
+    answers = (Answers(part.prompts, respond(part), part.logits) for part in parts)
     values = measure(answers, ("accuracy", "kl"))
     kl = weighted_mean(values["kl"], lessons.prompts.counted.sum(dim=1))
     return Judgement(float(values["accuracy"].mean()), kl, len(lessons))

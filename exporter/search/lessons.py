@@ -72,8 +72,8 @@ class Lessons:
 
     @property
     def logits(self) -> Tensor:
-        """Logits of the dense model: (prompt, step, vocab)."""
-        return self.normed @ self.W_U.T
+        """Logits of the dense model, (prompt, step, vocab): its log-probabilities, where they are held."""
+        return self.normed @ self.W_U.T if self.kept is None else self.kept
 
     @property
     def log_p(self) -> Tensor:

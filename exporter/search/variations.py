@@ -56,7 +56,7 @@ def exchange(prompts: Dataset, W_E: Tensor, generator: torch.Generator) -> Datas
     ids = prompts.input_ids.cpu()
     real = torch.ones_like(ids, dtype=torch.bool) if prompts.mask is None else prompts.mask.cpu()
     tokens, number = ids.unique(return_inverse=True)  # number: (prompt, pos), into tokens
-    held = torch.zeros(len(ids), len(tokens), dtype=torch.bool).scatter_(1, number, real)  # padding has none
+    held = torch.zeros(len(ids), len(tokens), dtype=torch.long).scatter_add_(1, number, real.long()) > 0
     rare = held.sum(0) <= FREQUENT * len(ids)
     varies = real & rare[number] & ((ids != ids[:1]).any(0) | ~real.all(0))
     like = _find_like(W_E, tokens).cpu()

@@ -346,4 +346,4 @@ def test_what_is_judged_is_right_to_a_millionth(model: LanguageModel, padded: bo
     assert found.kl == pytest.approx(expected, abs=1e-6)
     assert found.kl >= 0
     assert found.accuracy == float(prompts.is_answer(prompts.predict(other)).double().mean())
-    assert judge(lessons, lambda part: part.log_p).kl == 0
+    assert judge(lessons, lambda part: part.logits).kl == 0
