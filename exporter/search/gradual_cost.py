@@ -8,7 +8,7 @@ takes U = 2 N S V d for S answer positions. With I1 and A1 those of the first st
     scores       forward F + U;  backward F + A + U - I1 - 2 A1: gradients of activations, none of weights
     a step       forward F, backward 2 F - I1: of activations and weights; of U a shortlist and a sample, twice
     a judgement  F + 2 U: the dense model's logits are made of its residual again
-    a look       the same, on the prompts kept aside
+    a look       F, and of U the shortlist and a larger sample, on the prompts kept aside
 
 `recompute` adds F to each backward, without the last product of each step. Ranks share the prompts of scores and steps;
 each does everything else itself. Where prompts differ in length the longest counts for all: an upper bound.
@@ -35,7 +35,7 @@ from exporter.search.healing import BATCH, LOOKS
 from exporter.search.judging import CHUNK
 from exporter.search.lessons import count_aside
 from exporter.search.memory import LearningPlan, count_kept
-from exporter.search.shortlist import SAMPLED
+from exporter.search.shortlist import SAMPLED, SAMPLED_TO_JUDGE
 
 _NUMBER, _DOUBLE = 4, 8  # bytes
 _CHUNKS = LearningPlan(CHUNK)
@@ -72,9 +72,9 @@ class Work:
 
 def count_gradual_flops(dense: CircuitModel, stops: Sequence[Stop], work: Work) -> dict[str, int]:
     """FLOPs of a search on one rank, by part. stops: the sizes on its way, from `follow_path`."""
-    # beside the means: log-probabilities of the lessons for the constant's KL, and twice for the shortlist; logits of
-    # the selection set twice to judge the dense model, and once to judge the constant
-    n_unembedded = 3 * work.lessons + 3 * work.selection
+    # beside the means: log-probabilities of the lessons for the constant's KL, and of all prompts twice for the
+    # shortlist; logits of the selection set twice to judge the dense model, and once to judge the constant
+    n_unembedded = work.lessons + 2 * work.patching + 3 * work.selection
     flops = {"dense": count_means_flops(dense, work.patching, work) + n_unembedded * _unembed(dense, work)}
     flops["dense"] += count_pass_flops(dense, work.selection, work)
     flops |= dict.fromkeys(("scores", "means", "healing", "judging"), 0)
@@ -84,7 +84,7 @@ def count_gradual_flops(dense: CircuitModel, stops: Sequence[Stop], work: Work) 
             flops["scores"] += scored * _unembed(dense, work)  # tokens are drawn
             flops["scores"] += count_scores_flops(stop.base, ceil(scored / work.n_ranks), work)
             flops["means"] += 0 if stop.is_first else count_means_flops(stop.base, scored, work)
-        looks = stop.rounds * (LOOKS + 1) * count_judging_flops(stop.model, work.aside, work)
+        looks = stop.rounds * (LOOKS + 1) * count_look_flops(stop.model, work)
         flops["healing"] += stop.steps * count_step_flops(stop.model, work) + looks
         flops["judging"] += (1 + stop.rounds) * count_judging_flops(stop.model, work.selection, work)
     return flops
@@ -118,6 +118,12 @@ def count_step_flops(model: CircuitModel, work: Work) -> int:
     return flops + 4 * n * work.n_steps * _count_entries(model, work) * model.W_U.shape[1]
 
 
+def count_look_flops(model: CircuitModel, work: Work) -> int:
+    """A look at the prompts kept aside."""
+    entries = _count_entries(model, work, SAMPLED_TO_JUDGE)
+    return count_pass_flops(model, work.aside, work) + 2 * work.aside * work.n_steps * entries * model.W_U.shape[1]
+
+
 def count_judging_flops(model: CircuitModel, n: int, work: Work) -> int:
     """A network's answers on n prompts, and the dense model's."""
     return count_pass_flops(model, n, work) + 2 * n * _unembed(model, work)
@@ -140,7 +146,7 @@ def count_gradual_bytes(dense: CircuitModel, stops: Sequence[Stop], work: Work) 
 def count_teacher_bytes(dense: CircuitModel, work: Work) -> int:
     """What is kept of the dense model's answers."""
     residuals = (3 * work.patching + work.selection) * dense.W_U.shape[1]
-    return _NUMBER * work.n_steps * (residuals + 2 * work.lessons * (work.entries + 1))
+    return _NUMBER * work.n_steps * (residuals + 2 * work.patching * (work.entries + 1))
 
 
 def count_scores_bytes(model: CircuitModel, work: Work) -> int:
@@ -199,9 +205,9 @@ def _count_again(model: CircuitModel, n: int, work: Work) -> int:
     return sum(sum(map(sum, parts)) - parts[-1][-1] for parts in _split_sublayers(model, n, work))
 
 
-def _count_entries(model: CircuitModel, work: Work) -> int:
-    """Tokens whose logits a step of healing computes."""
-    return min(work.entries + SAMPLED, len(model.W_U))
+def _count_entries(model: CircuitModel, work: Work, sampled: int = SAMPLED) -> int:
+    """Tokens whose logits are computed on a shortlist: those of a step of healing."""
+    return min(work.entries + sampled, len(model.W_U))
 
 
 def _unembed(model: CircuitModel, work: Work) -> int:

@@ -23,7 +23,7 @@ from exporter.search.gates import trained
 from exporter.search.lessons import Lessons, Teacher
 from exporter.search.memory import LearningPlan
 from exporter.search.ranks import SOLO, Ranks
-from exporter.search.shortlist import Shortlist
+from exporter.search.shortlist import SAMPLED_TO_JUDGE, Shortlist
 from exporter.tasks.dataset import Dataset
 
 Heal = Literal["none", "refit", "distil"]
@@ -163,13 +163,13 @@ class Healer:
         loss is next to nothing, or no look in the first half was any progress.
         """
         generator = torch.Generator().manual_seed(seed)
-        lessons, shortlist = self._short
+        lessons, _, shortlist = self._short
         batches = lessons.batches(BATCH, generator)
         with trained(model) as parameters:
             start = best = self.look(model)
             kept = _copy(parameters)
             rate = LEARNING_RATE / model.W_E.shape[1]
-            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+            optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, fused=True)
             every = max(1, steps // LOOKS)
             for step in range(steps):
                 for group in optimizer.param_groups:
@@ -189,8 +189,13 @@ class Healer:
         return step + 1
 
     @cached_property
-    def _short(self) -> tuple[Lessons, Shortlist]:
-        return self.lessons.shorten()
+    def _short(self) -> tuple[Lessons, Lessons | None, Shortlist]:
+        if self.aside is None:
+            lessons, shortlist = self.lessons.shorten()
+            return lessons, None, shortlist
+        both, shortlist = self.lessons.join(self.aside).shorten()
+        lessons, aside = map(both.take, torch.arange(len(both)).split([len(self.lessons), len(self.aside)]))
+        return lessons, aside, shortlist
 
     def _take_step(
         self,
@@ -211,12 +216,18 @@ class Healer:
 
     @torch.no_grad()
     def look(self, model: CircuitModel) -> float:
-        """The mean loss on the prompts kept aside, in nats; without any, each look is better than the last."""
-        if self.aside is None:
+        """The mean loss on the prompts kept aside, in nats; without any, each look is better than the last.
+
+        Of tokens that are not listed, each look sees the same ones.
+        """
+        _, aside, shortlist = self._short
+        if aside is None:
             return math.nan
-        whole, parts = self.aside.prompts, self.aside.split(_CHUNK)
-        of_part = (weigh(LOOKED_AT[self.teacher], part, answer(model, part.prompts), whole) for part in parts)
-        return sum(map(float, of_part))
+        generator, total = torch.Generator().manual_seed(0), 0.0
+        for part in aside.split(_CHUNK):
+            logits = shortlist.logits(respond(model, part.prompts), generator, sampled=SAMPLED_TO_JUDGE)
+            total += float(weigh(LOOKED_AT[self.teacher], part, logits, aside.prompts))
+        return total
 
 
 def weigh(loss: tuple[Part, ...], lessons: Lessons, logits: Tensor, whole: Dataset) -> Tensor:

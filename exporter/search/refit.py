@@ -61,7 +61,7 @@ def make_healer(
     problem: Problem, lessons: Lessons, aside: Lessons | None, plan: LearningPlan, *, teacher: Voice | None = None
 ) -> Mender:
     """What a search heals with, after the problem's teacher unless another is named."""
-    healer = Healer(lessons, None if aside is None else aside.hold(), teacher or problem.teacher, problem.ranks, plan)
+    healer = Healer(lessons, aside, teacher or problem.teacher, problem.ranks, plan)
     return Mender(healer, problem.dense, refits=problem.heal == "refit", trains=problem.heal == "distil")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from exporter.tasks.dataset import Dataset
 
 LIKELY = 1e-3  # probability
-SAMPLED = 1024  # other tokens in each step
+SAMPLED, SAMPLED_TO_JUDGE = 1024, 8192  # other tokens in each step, and where networks are compared
 _LEAST = 1e-12  # of the other tokens' probability together
 _LOWEST = -60.0  # of their logit: there may be no others
 
@@ -30,11 +30,11 @@ class Shortlist:
     W: Tensor
     W_U: Tensor
 
-    def logits(self, normed: Tensor, generator: torch.Generator) -> Tensor:
+    def logits(self, normed: Tensor, generator: torch.Generator, *, sampled: int = SAMPLED) -> Tensor:
         """(prompt, step, d_model) -> (prompt, step, entry + 1); the last entry stands for all others."""
         n, drawn = len(self.others), self.others
-        if n > SAMPLED:
-            drawn = self.others[torch.randint(n, (SAMPLED,), generator=generator).to(self.others.device)]
+        if n > sampled:
+            drawn = self.others[torch.randint(n, (sampled,), generator=generator).to(self.others.device)]
         of_others = (normed @ self.W_U[drawn].T).logsumexp(-1, keepdim=True) + math.log(max(1, n) / max(1, len(drawn)))
         return torch.cat([normed @ self.W.T, of_others.clamp(min=_LOWEST)], dim=-1)
 

@@ -14,7 +14,7 @@ from exporter.rewrite.replacements import compute_replacements
 from exporter.search import shortlist as shortlists
 from exporter.search.find import search_surgery
 from exporter.search.gates import score_units, trained
-from exporter.search.healing import Healer, draw_likelihood, kl_from_dense
+from exporter.search.healing import Healer, draw_likelihood, kl_from_dense, respond
 from exporter.search.lessons import ask_dense
 from exporter.search.memory import LearningPlan, plan_learning
 from exporter.search.ranks import Ranks
@@ -100,13 +100,28 @@ def test_a_shortlist_that_holds_all_tokens_has_the_same_loss(monkeypatch: pytest
 
 def test_other_tokens_are_estimated_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shortlists, "LIKELY", 0.05)
-    monkeypatch.setattr(shortlists, "SAMPLED", 4)
     lessons = ask_dense(make_model(n_layers=2, n_heads=2).dense, PROMPTS)
     _, shortlist = lessons.shorten()
     generator = torch.Generator().manual_seed(0)
-    masses = torch.stack([shortlist.logits(lessons.normed, generator)[..., -1].exp() for _ in range(3000)])
+    masses = torch.stack([shortlist.logits(lessons.normed, generator, sampled=4)[..., -1].exp() for _ in range(3000)])
     exact = lessons.logits[..., shortlist.others].exp().sum(-1)
     assert torch.allclose(masses.mean(0), exact, rtol=0.1)
+
+
+def test_networks_are_compared_by_the_same_tokens_on_the_prompts_kept_aside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listed or not: two looks at one network agree, and with all tokens listed a look is the mean KL."""
+    model = make_model(n_layers=2, n_heads=2, seed=1)
+    asked = ask_dense(make_model(n_layers=2, n_heads=2).dense, PROMPTS)
+    aside = asked.take(torch.arange(5))
+    logits = respond(model.dense, aside.prompts) @ asked.W_U.T
+    mean = float(kl_from_dense(aside, logits)) / int(aside.prompts.counted.sum())
+    for likely in (0.0, 0.05):
+        monkeypatch.setattr(shortlists, "LIKELY", likely)
+        monkeypatch.setattr("exporter.search.healing.SAMPLED_TO_JUDGE", 37 if likely == 0.0 else 4)
+        healer = Healer(asked.take(torch.arange(5, 12)), aside)
+        first = healer.look(model.dense)
+        assert first == healer.look(model.dense)
+        assert (first == pytest.approx(mean, rel=1e-3)) is (likely == 0.0)
 
 
 def test_answers_and_choices_are_listed_and_numbered_anew() -> None:
