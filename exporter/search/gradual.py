@@ -172,7 +172,7 @@ class _Search:
     def _goes_on(self) -> bool:
         """Whether another size is tried."""
         walk, least = self.walk, min(LEAST, self.bounds.max_params / self.size)
-        patience = GENTLER if self.heals else GENTLER_UNHEALED
+        patience = GENTLER if self.heals and self.best is not None else GENTLER_UNHEALED
         return walk.failures <= patience and walk.target >= least and not self._is_small_enough()
 
     def _is_small_enough(self) -> bool:

@@ -261,6 +261,14 @@ def test_a_budget_that_nothing_keeps_is_refused_with_the_nearest() -> None:
         search_surgery(model, *sets, rule=Budget(max_kl=1e-12), heal="none")
 
 
+def test_a_healed_search_is_given_up_only_once_a_large_network_has_failed() -> None:
+    model, sets = make_model(n_layers=2, d_mlp=32), (make_prompts(40, 6, seed=1), make_prompts(20, 6, seed=2))
+    sizes: list[float] = []
+    with pytest.raises(InputError, match="no smaller circuit"):
+        search_surgery(model, *sets, rule=Budget(max_kl=1e-12), on_size=lambda _step, share: sizes.append(share))
+    assert max(sizes) > 0.5 and min(sizes) < 0.3
+
+
 def test_tables_are_picked_by_unit() -> None:
     model, prompts = make_model(n_layers=2, n_heads=4), make_prompts(6, 5, seed=1)
     tables = compute_replacements(model.dense, prompts, ablation=Ablation(), neurons={0, 1})
